@@ -1,0 +1,6 @@
+"""What a model is and how a user wants it run: frozen dataclasses, checked when made."""
+
+from .model import ModelConfig, RopeConfig
+from .sampling import SamplingParams
+
+__all__ = ["ModelConfig", "RopeConfig", "SamplingParams"]

@@ -1,0 +1,205 @@
+"""The border post: Hugging Face's spelling of a model comes in here, old and v5, and a `ModelConfig` goes on.
+
+The family is the key model_type or, where that is missing (openbmb/MiniCPM-S-1B-sft), the class in `architectures`.
+Keys that name remote code (auto_map) are ignored: nothing from a model folder is ever run. Defaults of missing keys are
+those of the original configuration classes. The dtype of a model is that of its tensors, so torch_dtype and dtype are
+ignored as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prosparse.kernels.activation import Activation
+
+from ..errors import ConfigError, MissingFileError, UnsupportedError
+from .fields import Fields, finite, read_json_object, show
+from .model import ModelConfig
+from .rope import read_rope
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between the model types: our name for the family, the class, and defaults of its config class."""
+
+    name: str
+    architecture: str
+    tied: bool = False
+    sliding_window: int | None = None
+
+
+FAMILIES = {
+    "llama": Family("llama", "LlamaForCausalLM"),
+    "sparsellama": Family("llama", "SparseLlamaForCausalLM"),
+    "minicpm": Family("minicpm", "MiniCPMForCausalLM", tied=True),
+    "bamboo": Family("bamboo", "BambooForCausalLM", sliding_window=4096),
+}
+ACTIVATIONS = {"relu": "relu", "fatrelu": "fatrelu", "relu2": "relu2", "silu": "silu", "swish": "silu"}
+MINICPM_SCALES = ("scale_emb", "scale_depth", "dim_model_base")
+MINICPM_S_THRESHOLD = 0.03  # hidden_act_param of MiniCPM-S-1B-sft
+
+
+def read_config(source: str | Path | dict, fatrelu_threshold: float | None = None) -> ModelConfig:
+    """See `ModelConfig.from_hf`."""
+    fields, generation = _open(source)
+    model_type = _model_type(fields)
+    family = FAMILIES[model_type]
+    _refuse_what_would_be_ignored(fields)
+    hidden, layers = fields.whole("hidden_size"), fields.whole("num_hidden_layers")
+    vocab, max_position = fields.whole("vocab_size"), fields.whole("max_position_embeddings")
+    heads, kv_heads, head_dim = _heads(fields, hidden)
+    activation, notes = _activation(fields, model_type, fatrelu_threshold)
+    embed_scale = residual_scale = logit_scale = 1.0
+    if model_type == "minicpm":
+        # each key defaults to 1, and the original class divides all the same: logits by hidden / 1
+        embed_scale = fields.number("scale_emb", 1.0)
+        residual_scale = fields.number("scale_depth", 1.0) / math.sqrt(layers)
+        logit_scale = fields.number("dim_model_base", 1.0) / hidden
+        if missing := [key for key in MINICPM_SCALES if fields.data.get(key) is None]:
+            notes += (f"{fields.where} has no {', '.join(missing)}; MiniCPM's own default of 1 is used.",)
+    bos = fields.token_id("bos_token_id", 1)
+    if bos is not None and bos >= vocab:
+        raise fields.wrong("bos_token_id", f"below vocab_size ({vocab})")
+    sliding_window = None
+    if family.sliding_window is not None and not fields.is_null("sliding_window"):
+        sliding_window = fields.whole("sliding_window", family.sliding_window)
+    return ModelConfig(
+        family=family.name,
+        hidden=hidden,
+        neurons=fields.whole("intermediate_size"),
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab=vocab,
+        max_position=max_position,
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        rope=read_rope(fields, max_position),
+        activation=activation,
+        tied_embeddings=fields.boolean("tie_word_embeddings", family.tied),
+        embed_scale=embed_scale,
+        residual_scale=residual_scale,
+        logit_scale=logit_scale,
+        sliding_window=sliding_window,
+        bos_token_id=bos,
+        eos_token_ids=_eos(fields, generation),
+        pad_token_id=fields.token_id("pad_token_id"),
+        notes=notes,
+    )
+
+
+def _open(source: str | Path | dict) -> tuple[Fields, Fields | None]:
+    """The config, and generation_config.json where the source is a folder that has one."""
+    if isinstance(source, dict):
+        return Fields(source, "config"), None
+    path = Path(source)
+    if not path.exists():
+        raise MissingFileError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return Fields(read_json_object(path), str(path)), None
+    if not (path / "config.json").exists():
+        raise MissingFileError(
+            f"{path}: has no config.json, so it is no Hugging Face model folder; give the folder that holds config.json"
+        )
+    config = Fields(read_json_object(path / "config.json"), str(path / "config.json"))
+    generation = path / "generation_config.json"
+    return config, Fields(read_json_object(generation), str(generation)) if generation.exists() else None
+
+
+def _model_type(fields: Fields) -> str:
+    named = fields.text("model_type", "")
+    architectures = fields.data.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise fields.wrong("architectures", "a list of class names")
+    by_class = {family.architecture: model_type for model_type, family in FAMILIES.items()}
+    found = named or next((by_class[name] for name in architectures if name in by_class), "")
+    if not found and not architectures:
+        raise ConfigError(f"{fields.where}: has neither model_type nor architectures; this is no model's config.json")
+    if found not in FAMILIES:
+        key, value = ("model_type", named) if named else ("architectures", architectures)
+        raise UnsupportedError(
+            f"{fields.where}: {key} is {show(value)}, which prosparse does not run; supported are "
+            f"{', '.join(FAMILIES)} (ReluLLaMA, ProSparse-LLaMA-2, MiniCPM, MiniCPM-S, Bamboo, TurboSparse-Mistral)"
+        )
+    return found
+
+
+def _refuse_what_would_be_ignored(fields: Fields) -> None:
+    """Keys that change the network in a way that prosparse does not compute."""
+    if fields.whole("num_experts", 0, minimum=0) > 0:
+        raise UnsupportedError(
+            f"{fields.where}: num_experts is {fields.data['num_experts']}; only models without experts run"
+        )
+    for key, what in (("attention_bias", "attention projections"), ("mlp_bias", "FFNs")):
+        if fields.boolean(key, False):
+            raise UnsupportedError(f"{fields.where}: {key} is true; only {what} without biases run")
+    if fields.data.get("quantization_config") is not None:
+        raise UnsupportedError(
+            f"{fields.where}: quantization_config is set; only fp32, fp16 and bf16 weights are read: use the original"
+        )
+
+
+def _heads(fields: Fields, hidden: int) -> tuple[int, int, int]:
+    """heads, kv_heads, head_dim."""
+    heads = fields.whole("num_attention_heads")
+    kv_heads = fields.whole("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise fields.wrong("num_key_value_heads", f"a divisor of num_attention_heads ({heads})")
+    if fields.data.get("head_dim") is None and hidden % heads:
+        raise fields.wrong("num_attention_heads", f"a divisor of hidden_size ({hidden}), or head_dim be given")
+    head_dim = fields.whole("head_dim", hidden // heads)
+    if head_dim % 2:
+        raise ConfigError(
+            f"{fields.where}: head_dim must be even for rotary embeddings, got {head_dim}; where the key is "
+            "missing it is hidden_size / num_attention_heads"
+        )
+    return heads, kv_heads, head_dim
+
+
+def _activation(fields: Fields, model_type: str, threshold: float | None) -> tuple[Activation, tuple[str, ...]]:
+    hidden_act = fields.text("hidden_act", "silu")
+    allowed = [name for name in ACTIVATIONS if model_type != "bamboo" or ACTIVATIONS[name] in ("relu", "fatrelu")]
+    if hidden_act not in allowed:
+        raise UnsupportedError(
+            f"{fields.where}: hidden_act is {hidden_act!r}; {model_type} models run with {', '.join(allowed)}"
+        )
+    kind = ACTIVATIONS[hidden_act]
+    if threshold is not None:
+        where = "--fatrelu-threshold"
+        if (number := finite(threshold)) is None or number < 0:
+            raise ConfigError(f"{where} must be a finite number of at least 0 (0 is relu), got {show(threshold)}")
+        if kind not in ("relu", "fatrelu"):
+            raise ConfigError(
+                f"{where} applies to relu and fatrelu models, but {fields.where} has hidden_act {hidden_act!r}"
+            )
+        return _fatrelu(number, model_type), ()
+    if kind == "fatrelu":
+        number = finite(fields.data.get("hidden_act_param"))
+        if number is None or number < 0:
+            expected = "the threshold of fatrelu, a finite number of at least 0 (or pass --fatrelu-threshold)"
+            raise fields.wrong("hidden_act_param", expected)
+        return _fatrelu(number, model_type), ()
+    if kind == "silu":
+        return Activation("silu"), (f"hidden_act {hidden_act} makes no exact zeros, so the model runs dense.",)
+    notes: tuple[str, ...] = ()
+    if kind == "relu" and model_type == "llama" and any(key in fields.data for key in MINICPM_SCALES):
+        notes = (
+            "This looks like MiniCPM-S in llama format, whose conversion dropped the original FATReLU threshold: "
+            f"--fatrelu-threshold {MINICPM_S_THRESHOLD} restores it.",
+        )
+    return Activation(kind, on_up=model_type == "bamboo"), notes
+
+
+def _fatrelu(threshold: float, model_type: str) -> Activation:
+    return Activation("fatrelu" if threshold else "relu", threshold, on_up=model_type == "bamboo")
+
+
+def _eos(fields: Fields, generation: Fields | None) -> tuple[int, ...]:
+    """End-of-sequence ids of both files, the config's first; many models list some only in generation_config.json."""
+    ids: list[Any] = [*fields.token_ids("eos_token_id", (2,))]
+    if generation is not None:
+        ids += generation.token_ids("eos_token_id")
+    return tuple(dict.fromkeys(ids))

@@ -1,0 +1,122 @@
+"""The description of a model that every other room works from. Only `from_hf` knows Hugging Face's spelling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from prosparse.kernels.activation import Activation
+
+from ..errors import ConfigError
+
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding.
+
+    Args:
+        kind: one of `ROPE_KINDS`.
+        theta: base of the frequencies.
+        factor: scaling factor of the kinds other than default.
+        low_freq_factor, high_freq_factor, original_max_position: of llama3.
+
+    Raises:
+        ConfigError: a kind that is not known, or constants that are not finite and above 0.
+    """
+
+    kind: str = "default"
+    theta: float = 10000.0
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ROPE_KINDS:
+            raise ConfigError(f"rope: kind is {self.kind!r}; supported are {', '.join(ROPE_KINDS)}")
+        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value <= 0:
+                raise ConfigError(f"rope: {name} must be a finite number above 0, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Dimensions and constants of a decoder with gated FFNs.
+
+    Args:
+        family: which table of tensor names and which quirks apply: "llama", "minicpm" or "bamboo".
+        hidden, neurons, layers, heads, kv_heads, head_dim, vocab: sizes; heads is a multiple of kv_heads.
+        max_position: the longest context the model was made for, tokens.
+        norm_eps: epsilon of RMSNorm.
+        rope: rotary embedding.
+        activation: of the FFN.
+        tied_embeddings: lm_head is the embedding matrix.
+        embed_scale: factor on the embedding (MiniCPM's scale_emb).
+        residual_scale: factor on every block's output before the residual add (scale_depth / sqrt(layers)).
+        logit_scale: factor on the final hidden state before lm_head (dim_model_base / hidden).
+        sliding_window: how many latest positions attention sees, None for all.
+        attention_bias: q, k and v have biases.
+        bos_token_id, eos_token_ids, pad_token_id: from the config; None or empty where it names none.
+        notes: what a user should know about how the config was read, one sentence each.
+
+    Raises:
+        ConfigError: a size that is not positive, or sizes that do not multiply out.
+    """
+
+    family: str
+    hidden: int
+    neurons: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    max_position: int
+    norm_eps: float
+    rope: RopeConfig
+    activation: Activation
+    tied_embeddings: bool = False
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    sliding_window: int | None = None
+    attention_bias: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "neurons", "layers", "heads", "kv_heads", "head_dim", "vocab", "max_position"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or not 0 < size < 2**31:
+                raise ConfigError(f"config: {name} must be a whole number from 1 to 2^31 - 1, got {size!r}")
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"config: heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.head_dim % 2:
+            raise ConfigError(f"config: head_dim must be even for rotary embeddings, got {self.head_dim}")
+        for name in ("norm_eps", "embed_scale", "residual_scale", "logit_scale"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value <= 0:
+                raise ConfigError(f"config: {name} must be a finite number above 0, got {value!r}")
+
+    @classmethod
+    def from_hf(cls, source: str | Path | dict, fatrelu_threshold: float | None = None) -> ModelConfig:
+        """Read a Hugging Face config.
+
+        Args:
+            source: a model folder, a config.json, or its parsed contents.
+            fatrelu_threshold: use fatrelu with this threshold instead of what the config says.
+
+        Raises:
+            MissingFileError: no such folder or file.
+            ConfigError: not JSON, a key missing or of the wrong type, sizes that do not fit together.
+            UnsupportedError: a family, activation or rope scaling that prosparse does not run.
+        """
+        from .hf import read_config  # the only module that knows HF spelling; it builds a ModelConfig itself
+
+        return read_config(source, fatrelu_threshold)

@@ -1,0 +1,43 @@
+"""Rotary scaling in Hugging Face's three spellings.
+
+v4:  "rope_theta": t, "rope_scaling": {"type" or "rope_type": kind, "factor": f, ...} or null
+v5:  "rope_parameters": {"rope_theta": t, "rope_type": kind, "factor": f, ...}
+"""
+
+from __future__ import annotations
+
+from ..errors import UnsupportedError
+from .fields import Fields
+from .model import ROPE_KINDS, RopeConfig
+
+
+def read_rope(fields: Fields, max_position: int) -> RopeConfig:
+    """The rotary embedding of a config; keys inside rope_parameters come before those beside it.
+
+    Raises:
+        ConfigError: a key missing or of the wrong type.
+        UnsupportedError: a kind of scaling that prosparse does not compute.
+    """
+    theta = fields.number("rope_theta", 10000.0)
+    scaling = fields.table("rope_parameters") or fields.table("rope_scaling") or Fields({}, fields.where)
+    theta = scaling.number("rope_theta", theta)
+    key = "rope_type" if "rope_type" in scaling.data else "type"
+    kind = scaling.text(key, "default")
+    if kind not in ROPE_KINDS:
+        raise UnsupportedError(f"{scaling.where}: {key} is {kind!r}; supported are {', '.join(ROPE_KINDS)}")
+    for part in (fields, scaling):
+        if part.number("partial_rotary_factor", 1.0) != 1:
+            raise UnsupportedError(f"{part.where}: partial_rotary_factor must be 1: only full rotary embeddings run")
+    if kind == "default":
+        return RopeConfig(theta=theta)
+    factor = scaling.number("factor")
+    if factor < 1:
+        raise scaling.wrong("factor", "at least 1")
+    if kind != "llama3":
+        return RopeConfig(kind, theta, factor)
+    low = scaling.number("low_freq_factor")
+    high = scaling.number("high_freq_factor")
+    if high <= low:
+        raise scaling.wrong("high_freq_factor", f"above low_freq_factor ({low:g})")
+    original = scaling.whole("original_max_position_embeddings", max_position)
+    return RopeConfig(kind, theta, factor, low, high, original)

@@ -1,0 +1,31 @@
+"""NaN and infinity in weights are faults of the file: they are found while it is read, not in the text it writes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prosparse.kernels.weight import FORMAT_OF_DTYPE
+
+from ..errors import CheckpointError
+from .checkpoint import Checkpoint
+from .pickled import PickledCheckpoint
+
+
+def check_finite(checkpoint: Checkpoint | PickledCheckpoint, name: str, converted: Tensor) -> None:
+    """Insist that a tensor, or a block of it, is finite in the dtype it was converted to.
+
+    Raises:
+        CheckpointError: the stored tensor is not finite, or the dtype is too narrow for it.
+    """
+    # minimum and maximum carry NaN along, and are found twenty times faster than by isfinite on bf16
+    low, high = torch.aminmax(converted)
+    if torch.isfinite(low) and torch.isfinite(high):
+        return
+    stored = checkpoint.read(name)
+    where = f"{checkpoint.path(name)}: {name}"
+    if bad := stored.numel() - int(torch.isfinite(stored).sum()):
+        raise CheckpointError(f"{where} has {bad} of {stored.numel()} weights that are NaN or infinite: it is damaged")
+    raise CheckpointError(
+        f"{where} has weights beyond the range of {FORMAT_OF_DTYPE[converted.dtype]}; use --weights bf16 or fp32"
+    )
