@@ -1,0 +1,40 @@
+"""Argument checks shared by every op. Each failure names the op, the argument, what it got, and what to do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_ROWS = 16  # tokens of one decode step; above it a dense GEMM moves fewer bytes per token than skipping saves
+
+
+def check_shape(op: str, **dims: tuple[Tensor, tuple[str, ...]]) -> dict[str, int]:
+    """Bind names to sizes and insist that a name has one size. Returns {name: size}.
+
+    check_shape("linear", x=(x, ("tokens", "columns")), weight=(w, ("rows", "columns")))
+    """
+    size: dict[str, int] = {}
+    owner: dict[str, str] = {}
+    for argument, (tensor, names) in dims.items():
+        if tensor.dim() != len(names):
+            raise ValueError(f"{op}: {argument} must be [{', '.join(names)}], got shape {tuple(tensor.shape)}")
+        for name, n in zip(names, tensor.shape, strict=True):
+            if size.setdefault(name, n) != n:
+                raise ValueError(
+                    f"{op}: {name} is {size[name]} in {owner[name]} but {n} in {argument} (shape {tuple(tensor.shape)})"
+                )
+            owner.setdefault(name, argument)
+    return size
+
+
+def check_input(op: str, x: Tensor) -> None:
+    """x must be [tokens, ...] with 1 to MAX_ROWS contiguous rows of a float dtype."""
+    if x.dtype not in FLOAT_DTYPES:
+        raise ValueError(f"{op}: x must be one of {FLOAT_DTYPES}, got {x.dtype}; convert it with .float()")
+    if not 1 <= x.shape[0] <= MAX_ROWS:
+        raise ValueError(
+            f"{op}: x has {x.shape[0]} tokens, this op takes 1 to {MAX_ROWS}; larger steps go through a dense GEMM"
+        )
+    if not x.is_contiguous():
+        raise ValueError(f"{op}: x must be contiguous, got strides {x.stride()}; call .contiguous()")

@@ -1,0 +1,222 @@
+#include "ffn.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cstring>
+
+#include "parallel.h"
+#include "require.h"
+#include "workspace.h"
+
+namespace prosparse {
+namespace {
+
+// The rows of up to kRows ids; where there are fewer, the last one repeats and stays in cache.
+struct Group {
+  const void* rows[kRows];
+
+  Group(const Matrix& matrix, const int32_t* ids, int64_t n) {
+    for (int64_t i = 0; i < kRows; ++i) rows[i] = matrix.row(ids[std::min(i, n - 1)]);
+  }
+};
+
+// Products that single tokens need of single rows, computed kRows at a time.
+class Pairs {
+ public:
+  explicit Pairs(const Ffn& ffn) : ffn_(ffn) {}
+
+  // `next` is the group after the one whose pairs are pushed: about what is read after them.
+  void push(const void* row, const Group& next, int64_t t, float value, float* product) {
+    rows_[n_] = row;
+    xs_[n_] = ffn_.x.token(t);
+    values_[n_] = value;
+    products_[n_] = product;
+    if (++n_ == kRows) flush(next.rows);
+  }
+
+  void finish() { flush(rows_); }
+
+ private:
+  void flush(const void* const* next) {
+    if (n_ == 0) return;
+    for (int64_t i = n_; i < kRows; ++i) {
+      rows_[i] = rows_[0];
+      xs_[i] = xs_[0];
+    }
+    float u[kRows];
+    ffn_.kernels.dot_pairs[ffn_.up.format](rows_, next, xs_, ffn_.x.columns, u);
+    for (int64_t i = 0; i < n_; ++i) *products_[i] = values_[i] * ffn_.activation.up(u[i]);
+    n_ = 0;
+  }
+
+  const Ffn& ffn_;
+  int64_t n_ = 0;
+  const void* rows_[kRows];
+  const float* xs_[kRows];
+  float values_[kRows];
+  float* products_[kRows];
+};
+
+}  // namespace
+
+Activation read_activation(const char* op, int64_t kind, double threshold, bool on_up) {
+  require(0 <= kind && kind < Activation::kKinds, op, ": activation code ", kind, " is not known (0 to ",
+          Activation::kKinds - 1, ")");
+  return {kind, static_cast<float>(threshold), on_up};
+}
+
+int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate, const Activation& activation,
+                  int64_t begin, int64_t end, bool all, int32_t* ids, float* value) {
+  int64_t n = 0;
+  for (int64_t first = begin; first < end; first += kRows) {
+    const void *rows[kRows], *next[kRows];
+    for (int64_t i = 0; i < kRows; ++i) {
+      rows[i] = gate.row(std::min(first + i, end - 1));
+      next[i] = gate.row(std::min(first + kRows + i, gate.rows - 1));
+    }
+    float g[kRows * kMaxTokens];
+    kernels.dot[gate.format](rows, next, x.data, x.stride, x.tokens, x.columns, g);
+    for (int64_t i = 0; i < std::min(kRows, end - first); ++i) {
+      bool open = all;
+      for (int64_t t = 0; t < x.tokens; ++t) open |= activation.opens(g[i * x.tokens + t]);
+      if (!open) continue;
+      for (int64_t t = 0; t < x.tokens; ++t) value[n * x.tokens + t] = activation.value(g[i * x.tokens + t]);
+      ids[n++] = static_cast<int32_t>(first + i);
+    }
+  }
+  return n;
+}
+
+void Ffn::multiply_up(const Listed& listed, float* product) const {
+  Pairs pairs(*this);
+  for (int64_t first = 0; first < listed.n; first += kRows) {
+    const int64_t n = std::min(kRows, listed.n - first), after = std::min(kRows, listed.n - first - n);
+    const Group group(up, listed.ids + first, n);
+    const float* value = listed.value + first * listed.slot_stride;
+    float* h = product + first * x.tokens;
+    int64_t wanted = 0;
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t t = 0; t < x.tokens; ++t) wanted += value[i * listed.slot_stride + t * listed.token_stride] != 0;
+    const bool together = dense || 2 * wanted > n * x.tokens;  // which way is faster; the bits are the same
+    const Group next =
+        after > 0 ? Group(up, listed.ids + first + n, after) : Group(down, listed.ids, std::min(kRows, listed.n));
+    float u[kRows * kMaxTokens];
+    if (together) kernels.dot[up.format](group.rows, next.rows, x.data, x.stride, x.tokens, x.columns, u);
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t t = 0; t < x.tokens; ++t) {
+        const float v = value[i * listed.slot_stride + t * listed.token_stride];
+        float* to = h + i * x.tokens + t;
+        if (v == 0)
+          *to = 0;  // closed, even if up overflowed
+        else if (together)
+          *to = v * activation.up(u[i * x.tokens + t]);
+        else
+          pairs.push(group.rows[i], next, t, v, to);
+      }
+    }
+  }
+  pairs.finish();
+}
+
+void Ffn::add_down(const Listed& listed, const float* product, const int32_t* live, int64_t n_live, float* y) const {
+  for (int64_t first = 0; first < n_live; first += kRows) {
+    const int64_t n = std::min(kRows, n_live - first);
+    const void *row[kRows], *next[kRows];
+    for (int64_t i = 0; i < kRows; ++i) {
+      row[i] = down.row(listed.ids[live[first + std::min(i, n - 1)]]);
+      next[i] = down.row(listed.ids[live[std::min(first + kRows + i, n_live - 1)]]);
+    }
+    for (int64_t t = 0; t < x.tokens; ++t) {
+      const void* rows[kRows] = {row[0], row[0], row[0], row[0]};
+      float factors[kRows];
+      int64_t used = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        const float h = product[live[first + i] * x.tokens + t];
+        if (h == 0 && !dense) continue;  // another token's neuron
+        rows[used] = row[i];
+        factors[used++] = h;
+      }
+      if (used > 0) kernels.axpy[down.format](rows, next, factors, used, x.columns, y + t * x.stride);
+    }
+  }
+}
+
+Tally Ffn::add(const Listed& listed, float* product, int32_t* live, float* y) const {
+  multiply_up(listed, product);
+  int64_t nonzero = 0, n_live = 0;
+  for (int64_t k = 0; k < listed.n; ++k) {
+    int64_t needed = 0;
+    for (int64_t t = 0; t < x.tokens; ++t) needed += product[k * x.tokens + t] != 0;
+    if (needed > 0 || dense) live[n_live++] = static_cast<int32_t>(k);
+    nonzero += needed;
+  }
+  add_down(listed, product, live, n_live, y);
+  return {listed.n, n_live, nonzero};
+}
+
+Partials::Partials(const Input& x, int64_t chunks)
+    : x_(x), chunks_(chunks), floats_(x.tokens * x.stride), data_(workspace().partial.at_least(chunks * floats_)) {}
+
+float* Partials::clear(int64_t chunk) {
+  used_[chunk] = true;
+  float* y = data_ + chunk * floats_;
+  std::memset(y, 0, floats_ * sizeof(float));
+  return y;
+}
+
+Tensor Partials::sum(const Tensor& like, int64_t* tally) const {
+  Tensor out = torch::stable::new_empty(like, {x_.tokens, x_.columns});
+  void* to = out.mutable_data_ptr();
+  constexpr int64_t kBlock = 512;  // floats
+  const int64_t per_token = (x_.columns + kBlock - 1) / kBlock;
+  torch::stable::parallel_for(0, x_.tokens * per_token, 2, [&](int64_t from, int64_t until) {
+    for (int64_t block = from; block < until; ++block) {
+      const int64_t t = block / per_token, begin = block % per_token * kBlock;
+      const int64_t n = std::min(kBlock, x_.columns - begin);
+      float total[kBlock] = {};
+      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+        if (!used_[chunk]) continue;
+        const float* part = data_ + chunk * floats_ + t * x_.stride + begin;
+        for (int64_t i = 0; i < n; ++i) total[i] += part[i];
+      }
+      write_row(total, n, x_.format, to, t * x_.columns + begin);
+    }
+  });
+  for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+    tally[0] += counts_[chunk].up_rows;
+    tally[1] += counts_[chunk].down_rows;
+    tally[2] += counts_[chunk].nonzero;
+  }
+  return out;
+}
+
+Tensor whole_ffn(const char* op, const Tensor& x, const Tensor& gate, const Tensor& up, const Tensor& down,
+                 const Activation& activation, const Tensor& tally, bool dense) {
+  const Input in = read_input(op, x);
+  const Matrix g = read_matrix(op, "gate", gate, in.columns);
+  const Matrix u = read_matrix(op, "up", up, in.columns);
+  const Matrix d = read_matrix(op, "down", down, in.columns);
+  require(g.rows == u.rows && u.rows == d.rows, op, ": gate, up and down have ", g.rows, ", ", u.rows, " and ", d.rows,
+          " neurons; they must agree");
+  require(g.format == u.format && u.format == d.format, op, ": gate, up and down must share a dtype");
+  int64_t* count = read_tally(op, tally);
+  const RowKernels& kernels = row_kernels();
+  const Ffn ffn{kernels, in, u, d, activation, dense};
+  const Chunks chunks(g.rows);
+  Workspace& memory = workspace();
+  int32_t* ids = memory.listed.at_least(g.rows);
+  int32_t* live = memory.live.at_least(g.rows);
+  float* value = memory.value.at_least(g.rows * in.tokens);
+  float* product = memory.product.at_least(g.rows * in.tokens);
+  Partials partials(in, chunks.count);
+  parallel_tasks(chunks.count, [&](int64_t chunk) {
+    const int64_t begin = chunks.begin(chunk), at = begin * in.tokens;
+    const int64_t n = scan_gate(kernels, in, g, activation, begin, chunks.end(chunk), dense, ids + begin, value + at);
+    if (n == 0) return;
+    const Listed listed{ids + begin, n, value + at, in.tokens, 1};
+    partials.count(chunk, ffn.add(listed, product + at, live + begin, partials.clear(chunk)));
+  });
+  return partials.sum(x, count);
+}
+
+}  // namespace prosparse

@@ -1,0 +1,98 @@
+// The pieces of a gated FFN. Neurons are cut into chunks that depend on their number alone; a chunk is computed by one
+// thread in ascending order into its own partial y, and partials are added in the order of chunks. So the result does
+// not depend on the threads, nor on which op walked the chunks.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "isa.h"
+#include "tensors.h"
+
+namespace prosparse {
+
+// kernels/activation.py says what these mean; the codes are its KINDS.
+struct Activation {
+  enum Kind : int64_t { kRelu, kFatrelu, kRelu2, kSilu, kKinds };
+
+  int64_t kind;
+  float threshold;
+  bool on_up;
+
+  bool opens(float g) const { return kind == kSilu || (kind == kFatrelu ? !(g < threshold) : !(g <= 0)); }
+  float value(float g) const {
+    if (kind == kSilu) return g / (1 + std::exp(-g));
+    return opens(g) ? (kind == kRelu2 ? g * g : g) : 0;
+  }
+  float up(float u) const { return on_up && u <= 0 ? 0 : u; }
+};
+
+Activation read_activation(const char* op, int64_t kind, double threshold, bool on_up);
+
+struct Chunks {
+  static constexpr int64_t kMost = 32;  // more would balance better and add longer; at 32 both cost about 2 %
+
+  int64_t neurons, size, count;
+
+  explicit Chunks(int64_t n)
+      : neurons(n), size(round_up(std::max<int64_t>(1, (n + kMost - 1) / kMost), 16)), count((n + size - 1) / size) {}
+  int64_t begin(int64_t chunk) const { return chunk * size; }
+  int64_t end(int64_t chunk) const { return std::min(neurons, (chunk + 1) * size); }
+};
+
+// Neurons of one chunk, ascending, with act(gate) of slot k and token t at value[k * slot_stride + t * token_stride].
+struct Listed {
+  const int32_t* ids;
+  int64_t n;
+  const float* value;
+  int64_t slot_stride, token_stride;
+};
+
+// Scans gate rows [begin, end) and lists the neurons that some token opens, or all of them: ids[k], value[k * tokens +
+// t].
+int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate, const Activation& activation,
+                  int64_t begin, int64_t end, bool all, int32_t* ids, float* value);
+
+// What was done, in the order of kernels/tally.py.
+struct Tally {
+  int64_t up_rows = 0, down_rows = 0, nonzero = 0;
+};
+
+struct Ffn {
+  const RowKernels& kernels;
+  const Input& x;
+  const Matrix& up;
+  const Matrix& down;
+  Activation activation;
+  bool dense;  // compute closed neurons as well
+
+  // y += the listed neurons. product [n, tokens] and live [n] are scratch.
+  Tally add(const Listed& listed, float* product, int32_t* live, float* y) const;
+
+ private:
+  void multiply_up(const Listed& listed, float* product) const;
+  void add_down(const Listed& listed, const float* product, const int32_t* live, int64_t n_live, float* y) const;
+};
+
+// Partial results of the chunks, and their sum.
+class Partials {
+ public:
+  Partials(const Input& x, int64_t chunks);
+  float* clear(int64_t chunk);  // the chunk's y, zeroed; a chunk that is never cleared counts as zero
+  void count(int64_t chunk, const Tally& done) { counts_[chunk] = done; }
+  Tensor sum(const Tensor& like, int64_t* tally) const;
+
+ private:
+  const Input& x_;
+  int64_t chunks_, floats_;
+  float* data_;
+  Tally counts_[Chunks::kMost];
+  bool used_[Chunks::kMost] = {};
+};
+
+// glu_exact and glu_dense.
+Tensor whole_ffn(const char* op, const Tensor& x, const Tensor& gate, const Tensor& up, const Tensor& down,
+                 const Activation& activation, const Tensor& tally, bool dense);
+
+}  // namespace prosparse

@@ -1,0 +1,61 @@
+// Up and down of the listed neurons; kernels/glu_active.py says what it means.
+#include <torch/csrc/stable/library.h>
+
+#include "ffn.h"
+#include "parallel.h"
+#include "require.h"
+#include "workspace.h"
+
+namespace prosparse {
+namespace {
+
+// The list comes from outside: an id that is out of range would read beyond the weights.
+void check_list(const int32_t* ids, int64_t n, int64_t neurons) {
+  if (n == 0) return;
+  const auto [low, high] = std::minmax_element(ids, ids + n);
+  require(0 <= *low && *high < neurons, "glu_active: index holds ", *low, "..", *high, " but there are ", neurons,
+          " neurons");
+  for (int64_t k = 1; k < n; ++k)
+    require(ids[k - 1] < ids[k], "glu_active: index must ascend, but slot ", k, " holds ", ids[k], " after ",
+            ids[k - 1], "; sort the list");
+}
+
+Tensor glu_active(const Tensor& x, const Tensor& up, const Tensor& down, const Tensor& index, const Tensor& count,
+                  const Tensor& value, bool on_up, const Tensor& tally) {
+  constexpr const char* op = "glu_active";
+  const Input in = read_input(op, x);
+  const Matrix u = read_matrix(op, "up", up, in.columns);
+  const Matrix d = read_matrix(op, "down", down, in.columns);
+  require(u.rows == d.rows, op, ": up has ", u.rows, " neurons but down has ", d.rows);
+  require(u.format == d.format, op, ": up and down must share a dtype");
+  const int32_t* ids = read_int32(op, "index", index);
+  const int64_t capacity = index.numel();
+  const float* values = read_float_matrix(op, "value", value, in.tokens, capacity);
+  const int32_t* counted = read_int32(op, "count", count);
+  require(count.numel() == 1, op, ": count must be one int32, got ", count.numel(), " elements");
+  const int64_t n = *counted;
+  require(0 <= n && n <= capacity, op, ": count is ", n, " but the list has capacity ", capacity, "; select again");
+  check_list(ids, n, u.rows);
+  int64_t* total = read_tally(op, tally);
+
+  const RowKernels& kernels = row_kernels();
+  const Ffn ffn{kernels, in, u, d, {Activation::kRelu, 0, on_up}, false};
+  const Chunks chunks(u.rows);
+  int32_t* live = workspace().live.at_least(n);
+  float* product = workspace().product.at_least(n * in.tokens);
+  Partials partials(in, chunks.count);
+  parallel_tasks(chunks.count, [&](int64_t chunk) {
+    const int64_t first = std::lower_bound(ids, ids + n, chunks.begin(chunk)) - ids;
+    const int64_t last = std::lower_bound(ids + first, ids + n, chunks.end(chunk)) - ids;
+    if (first == last) return;
+    const Listed listed{ids + first, last - first, values + first, 1, capacity};
+    partials.count(chunk, ffn.add(listed, product + first * in.tokens, live + first, partials.clear(chunk)));
+  });
+  return partials.sum(x, total);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(prosparse, CPU, m) { m.impl("glu_active", TORCH_BOX(&glu_active)); }
+
+}  // namespace prosparse

@@ -1,0 +1,56 @@
+#include "isa.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <atomic>
+#include <string>
+
+#include "require.h"
+
+namespace prosparse {
+namespace {
+
+constexpr const char* kNames[] = {"generic", "avx2", "avx512"};  // worst first
+
+const RowKernels* best_up_to([[maybe_unused]] int limit) {
+#if defined(__x86_64__)
+  if (limit >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    return &kAvx512Kernels;
+  // every machine with AVX2 and FMA has F16C, which older compilers cannot ask for
+  if (limit >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kAvx2Kernels;
+#endif
+  return &kGenericKernels;
+}
+
+std::atomic<const RowKernels*>& current() {
+  static std::atomic<const RowKernels*> kernels{best_up_to(2)};
+  return kernels;
+}
+
+std::string cpu_isa() { return row_kernels().name; }
+
+std::string cpu_cap_isa(std::string limit) {
+  for (int i = 0; i < 3; ++i) {
+    if (limit == kNames[i]) {
+      current().store(best_up_to(i));
+      return cpu_isa();
+    }
+  }
+  fail("cpu_cap_isa: limit is '", limit, "'; supported are generic, avx2, avx512");
+}
+
+}  // namespace
+
+const RowKernels& row_kernels() { return *current().load(std::memory_order_relaxed); }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(prosparse, m) {
+  m.def("cpu_isa() -> str");
+  m.def("cpu_cap_isa(str limit) -> str");
+}
+STABLE_TORCH_LIBRARY_IMPL(prosparse, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+  m.impl("cpu_cap_isa", TORCH_BOX(&cpu_cap_isa));
+}
+
+}  // namespace prosparse

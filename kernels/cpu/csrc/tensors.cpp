@@ -1,0 +1,115 @@
+#include "tensors.h"
+
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstring>
+
+#include "require.h"
+#include "workspace.h"
+
+namespace prosparse {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+Format format_of(const char* op, const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return kFp32;
+    case ScalarType::Half:
+      return kFp16;
+    case ScalarType::BFloat16:
+      return kBf16;
+    default:
+      fail(op, ": ", name, " must be float32, float16 or bfloat16, got dtype code ",
+           static_cast<int>(tensor.scalar_type()));
+  }
+}
+
+void require_cpu(const char* op, const char* name, const Tensor& tensor) {
+  require(tensor.is_cpu(), op, ": ", name, " must be on the CPU, like x; move it with .cpu()");
+}
+
+template <class T>
+void convert(const T* from, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<float>(from[i]);
+}
+
+template <class T>
+void round_to(const float* from, int64_t n, T* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
+}
+
+}  // namespace
+
+Matrix read_matrix(const char* op, const char* name, const Tensor& tensor, int64_t columns) {
+  require_cpu(op, name, tensor);
+  require(tensor.dim() == 2, op, ": ", name, " must be [rows, columns], got ", tensor.dim(), " dimensions");
+  require(tensor.size(1) == columns, op, ": ", name, " has ", tensor.size(1), " columns but x has ", columns);
+  require(columns <= 1 || tensor.stride(1) == 1, op, ": rows of ", name, " must be contiguous, got stride ",
+          tensor.stride(1), "; call .contiguous()");
+  const Format format = format_of(op, name, tensor);
+  return {static_cast<const char*>(tensor.const_data_ptr()), tensor.size(0), columns,
+          tensor.stride(0) * static_cast<int64_t>(tensor.element_size()), format};
+}
+
+Input read_input(const char* op, const Tensor& x) {
+  require_cpu(op, "x", x);
+  require(x.dim() == 2, op, ": x must be [tokens, columns], got ", x.dim(), " dimensions");
+  require(1 <= x.size(0) && x.size(0) <= kMaxTokens, op, ": x has ", x.size(0), " tokens, this op takes 1 to ",
+          kMaxTokens);
+  require(x.is_contiguous(), op, ": x must be contiguous; call .contiguous()");
+  const int64_t tokens = x.size(0), columns = x.size(1), stride = round_up(columns, kPadding);
+  const Format format = format_of(op, "x", x);
+  float* data = workspace().x.at_least(tokens * stride);
+  const char* from = static_cast<const char*>(x.const_data_ptr());
+  for (int64_t t = 0; t < tokens; ++t) {
+    float* to = data + t * stride;
+    const void* row = from + t * columns * static_cast<int64_t>(x.element_size());
+    if (format == kFp32)
+      convert(static_cast<const float*>(row), columns, to);
+    else if (format == kFp16)
+      convert(static_cast<const torch::headeronly::Half*>(row), columns, to);
+    else
+      convert(static_cast<const torch::headeronly::BFloat16*>(row), columns, to);
+    std::memset(to + columns, 0, (stride - columns) * sizeof(float));
+  }
+  return {data, tokens, columns, stride, format};
+}
+
+const int32_t* read_int32(const char* op, const char* name, const Tensor& tensor) {
+  require_cpu(op, name, tensor);
+  require(tensor.scalar_type() == ScalarType::Int && tensor.dim() == 1 && tensor.is_contiguous(), op, ": ", name,
+          " must be a contiguous vector of int32");
+  return static_cast<const int32_t*>(tensor.const_data_ptr());
+}
+
+const float* read_float_matrix(const char* op, const char* name, const Tensor& tensor, int64_t rows, int64_t columns) {
+  require_cpu(op, name, tensor);
+  require(tensor.scalar_type() == ScalarType::Float && tensor.dim() == 2 && tensor.is_contiguous(), op, ": ", name,
+          " must be a contiguous matrix of float32");
+  require(tensor.size(0) == rows && tensor.size(1) == columns, op, ": ", name, " must be [", rows, ", ", columns,
+          "], got [", tensor.size(0), ", ", tensor.size(1), "]");
+  return static_cast<const float*>(tensor.const_data_ptr());
+}
+
+int64_t* read_tally(const char* op, const Tensor& tally) {
+  require_cpu(op, "tally", tally);
+  require(tally.scalar_type() == ScalarType::Long && tally.numel() == 3, op, ": tally must be three int64, got ",
+          tally.numel(), " elements of dtype code ", static_cast<int>(tally.scalar_type()),
+          "; make it with kernels.tally.new_tally");
+  return static_cast<int64_t*>(tally.mutable_data_ptr());
+}
+
+void write_row(const float* values, int64_t n, Format format, void* out, int64_t offset) {
+  if (format == kFp32)
+    std::memcpy(static_cast<float*>(out) + offset, values, n * sizeof(float));
+  else if (format == kFp16)
+    round_to(values, n, static_cast<torch::headeronly::Half*>(out) + offset);
+  else
+    round_to(values, n, static_cast<torch::headeronly::BFloat16*>(out) + offset);
+}
+
+}  // namespace prosparse

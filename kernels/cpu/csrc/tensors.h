@@ -1,0 +1,46 @@
+// Tensors as the kernels see them: checked once, then plain pointers and sizes.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+
+#include "rows.h"
+
+namespace prosparse {
+
+using torch::stable::Tensor;
+
+constexpr int64_t kMaxTokens = 16;
+
+// A weight in layout `rows`: a row is contiguous, the next one may start further away.
+struct Matrix {
+  const char* data;
+  int64_t rows, columns, row_bytes;
+  Format format;
+
+  const void* row(int64_t i) const { return data + i * row_bytes; }
+};
+
+// The tokens of a step, converted to fp32 and padded with zeros.
+struct Input {
+  const float* data;
+  int64_t tokens, columns, stride;
+  Format format;  // of the tensor, and of the result
+
+  const float* token(int64_t t) const { return data + t * stride; }
+};
+
+Matrix read_matrix(const char* op, const char* name, const Tensor& tensor, int64_t columns);
+
+// Converts into this thread's workspace: valid until the next op of the same thread.
+Input read_input(const char* op, const Tensor& x);
+
+// The pointer of a contiguous tensor of this type and shape; dims < 0 match any size.
+const int32_t* read_int32(const char* op, const char* name, const Tensor& tensor);
+const float* read_float_matrix(const char* op, const char* name, const Tensor& tensor, int64_t rows, int64_t columns);
+int64_t* read_tally(const char* op, const Tensor& tally);
+
+void write_row(const float* values, int64_t n, Format format, void* out, int64_t offset);
+
+}  // namespace prosparse

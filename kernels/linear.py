@@ -1,0 +1,67 @@
+"""Product of a few tokens with a dense weight: attention projections, lm_head, the dense parts of an FFN.
+
+    y[t] = weight x[t]
+
+A decode step is bound by memory: the op reads rows * columns weights once for all its tokens. More than `MAX_ROWS`
+tokens are a GEMM and go to PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import MAX_ROWS, check_input, check_shape
+from .library import register
+from .weight import Weight
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """Multiply every token by the weight.
+
+    Args:
+        x: [tokens, columns] fp32 | fp16 | bf16.
+        weight: [rows, columns], any format.
+
+    Returns:
+        [tokens, rows], dtype of x. Up to `MAX_ROWS` tokens are accumulated in fp32 over x as given, and each token's
+        result does not depend on the others. Above that it is PyTorch's GEMM in the weight's dtype, which rounds x and
+        the result to that dtype first.
+
+    Raises:
+        ValueError: sizes disagree, x is not contiguous, or a dtype is not supported.
+    """
+    check_shape("linear", x=(x, ("tokens", "columns")), weight=(weight.codes, ("rows", "columns")))
+    if x.shape[0] > MAX_ROWS:
+        return torch.nn.functional.linear(x.to(weight.codes.dtype), weight.codes).to(x.dtype)
+    check_input("linear", x)
+    return torch.ops.prosparse.linear(x, weight.codes)
+
+
+def gemm_transposed(x: Tensor, weight: Weight) -> Tensor:
+    """x @ weight for many tokens: the down projection of a prefill, whose rows are neurons.
+
+    Args:
+        x: [tokens, rows] of any float dtype.
+        weight: [rows, columns].
+
+    Returns:
+        [tokens, columns], dtype of x; x and the result are rounded to the weight's dtype on the way.
+
+    Raises:
+        ValueError: sizes disagree.
+    """
+    check_shape("gemm_transposed", x=(x, ("tokens", "rows")), weight=(weight.codes, ("rows", "columns")))
+    return (x.to(weight.codes.dtype) @ weight.codes).to(x.dtype)
+
+
+def linear_reference(x: Tensor, weight: Tensor) -> Tensor:
+    """The meaning of the op, in plain PyTorch."""
+    return torch.nn.functional.linear(x.float(), weight.float()).to(x.dtype)
+
+
+def _fake(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+register("linear(Tensor x, Tensor weight) -> Tensor", linear_reference, _fake)

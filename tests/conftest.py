@@ -1,0 +1,70 @@
+"""Fixtures of every test: the kernels that run, and PyTorch's thread count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from prosparse.kernels import cpu
+from prosparse.kernels.gate_select import gate_select_reference
+from prosparse.kernels.glu_active import glu_active_reference
+from prosparse.kernels.glu_dense import glu_dense_reference
+from prosparse.kernels.glu_exact import glu_exact_reference
+from prosparse.kernels.linear import linear_reference
+
+REFERENCES = {
+    "linear": linear_reference,
+    "gate_select": gate_select_reference,
+    "glu_active": glu_active_reference,
+    "glu_exact": glu_exact_reference,
+    "glu_dense": glu_dense_reference,
+}
+
+
+def compiled_backends() -> list[str]:
+    """One name per instruction set that this machine runs; none without the extension."""
+    if not cpu.available():
+        return []
+    in_use = cpu.isa()
+    found = [f"cpu-{isa}" for isa in cpu.ISAS if cpu.cap_isa(isa) == isa]
+    cpu.cap_isa(in_use)
+    return found
+
+
+COMPILED = compiled_backends()
+torch.set_num_threads(1)  # inputs are tiny, and a pool of threads waits for its slowest core; `threads` tests use more
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Let the test choose PyTorch's thread count."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=COMPILED)
+def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of the C++ extension in turn."""
+    in_use = cpu.isa()
+    cpu.cap_isa(request.param.removeprefix("cpu-"))
+    yield request.param
+    cpu.cap_isa(in_use)
+
+
+@pytest.fixture(scope="module", params=["reference", *COMPILED])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each way to run an op on this machine in turn: the reference, and every instruction set of the extension."""
+    if request.param != "reference":
+        in_use = cpu.isa()
+        cpu.cap_isa(request.param.removeprefix("cpu-"))
+        yield request.param
+        cpu.cap_isa(in_use)
+        return
+    override = torch.library.Library("prosparse", "IMPL")
+    for name, reference in REFERENCES.items():
+        override.impl(name, reference, "CPU", allow_override=True)
+    yield request.param
+    override._destroy()  # the C++ kernels come back

@@ -1,0 +1,91 @@
+"""What is built and installed: packages, metadata, the C++ kernels, and life without them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prosparse
+from prosparse.kernels import cpu
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(code_or_args: str | list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    args = [sys.executable, "-c", code_or_args] if isinstance(code_or_args, str) else [sys.executable, *code_or_args]
+    return subprocess.run(
+        args, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_metadata():
+    result = run(["setup.py", "--quiet", "--name", "--version"], PROSPARSE_NO_EXT="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["prosparse", prosparse.__version__]
+
+
+def test_every_folder_with_an_init_is_a_package():
+    result = run("import setup; print(*setup.packages())")
+    listed = set(result.stdout.split())
+    assert {"prosparse", "prosparse.kernels", "prosparse.kernels.cpu", "prosparse.bench"} <= listed, result.stderr
+    for folder in ("prosparse", "kernels", "bench"):
+        for source in (ROOT / folder).rglob("*.py"):
+            assert (source.parent / "__init__.py").is_file(), f"{source} would not be installed: add an __init__.py"
+
+
+@pytest.mark.skipif(os.environ.get("PROSPARSE_NO_EXT") == "1", reason="asked for no C++ kernels")
+def test_the_extension_is_built():
+    assert cpu.available(), "build it: python setup.py build_ext --inplace (or set PROSPARSE_NO_EXT=1)"
+    assert cpu.isa() in cpu.ISAS
+
+
+FALLBACK = """
+import logging, sys
+logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+sys.modules["prosparse.kernels.cpu._C"] = None  # as if it had not been built
+import torch
+from prosparse.kernels import cpu
+from prosparse.kernels.linear import linear
+from prosparse.kernels.weight import Weight
+weight = Weight(torch.arange(12.0).view(3, 4))
+print(linear(torch.ones(1, 4), weight).tolist(), cpu.isa(), cpu.available())
+try:
+    cpu.cap_isa("avx2")
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_without_the_extension_the_reference_runs_and_says_so_once():
+    result = run(FALLBACK)
+    assert result.stdout.splitlines() == [
+        "[[6.0, 22.0, 38.0]] reference False",
+        "cap_isa: the C++ extension is not loaded, so there is no instruction set to cap",
+    ], result.stderr
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and "the C++ extension is not usable" in lines[0] and "build_ext --inplace" in lines[0]
+
+
+ISA = "import prosparse.kernels.linear; from prosparse.kernels import cpu; print(cpu.isa())"
+
+
+@pytest.mark.skipif(not cpu.available(), reason="without the extension there is no instruction set to choose")
+def test_the_environment_caps_the_instruction_set():
+    assert run(ISA, PROSPARSE_ISA="generic").stdout.strip() == "generic"
+    result = run(ISA, PROSPARSE_ISA="sse9")
+    assert "PROSPARSE_ISA: limit is 'sse9'; supported are generic, avx2, avx512" in result.stderr
+    with pytest.raises(ValueError, match="cap_isa: limit is 'sse9'; supported are generic, avx2, avx512"):
+        cpu.cap_isa("sse9")
+
+
+def test_a_broken_compiler_is_one_clear_line_or_an_error(tmp_path):
+    build = ["setup.py", "--quiet", "build_ext", "--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path)]
+    optional = run(build, CXX="/bin/false", CC="/bin/false", PROSPARSE_REQUIRE_EXT="0")
+    assert optional.returncode == 0, optional.stderr
+    assert "prosparse: C++ kernels not built, the slow PyTorch reference will run instead: " in optional.stderr
+    required = run(build, CXX="/bin/false", CC="/bin/false", PROSPARSE_REQUIRE_EXT="1")
+    assert required.returncode != 0
