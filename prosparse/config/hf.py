@@ -17,7 +17,6 @@ from prosparse.kernels.activation import Activation
 
 from ..errors import ConfigError, MissingFileError, UnsupportedError
 from .fields import Fields, finite, read_json_object, show
-from .model import ModelConfig
 from .rope import read_rope
 
 
@@ -42,8 +41,8 @@ MINICPM_SCALES = ("scale_emb", "scale_depth", "dim_model_base")
 MINICPM_S_THRESHOLD = 0.03  # hidden_act_param of MiniCPM-S-1B-sft
 
 
-def read_config(source: str | Path | dict, fatrelu_threshold: float | None = None) -> ModelConfig:
-    """See `ModelConfig.from_hf`."""
+def read_arguments(source: str | Path | dict, fatrelu_threshold: float | None = None) -> dict[str, Any]:
+    """The arguments of a `ModelConfig`; see its `from_hf`."""
     fields, generation = _open(source)
     model_type = _model_type(fields)
     family = FAMILIES[model_type]
@@ -66,7 +65,7 @@ def read_config(source: str | Path | dict, fatrelu_threshold: float | None = Non
     sliding_window = None
     if family.sliding_window is not None and not fields.is_null("sliding_window"):
         sliding_window = fields.whole("sliding_window", family.sliding_window)
-    return ModelConfig(
+    return dict(
         family=family.name,
         hidden=hidden,
         neurons=fields.whole("intermediate_size"),

@@ -9,38 +9,8 @@ from pathlib import Path
 from prosparse.kernels.activation import Activation
 
 from ..errors import ConfigError
-
-ROPE_KINDS = ("default", "linear", "dynamic", "llama3")
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary position embedding.
-
-    Args:
-        kind: one of `ROPE_KINDS`.
-        theta: base of the frequencies.
-        factor: scaling factor of the kinds other than default.
-        low_freq_factor, high_freq_factor, original_max_position: of llama3.
-
-    Raises:
-        ConfigError: a kind that is not known, or constants that are not finite and above 0.
-    """
-
-    kind: str = "default"
-    theta: float = 10000.0
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position: int = 0
-
-    def __post_init__(self) -> None:
-        if self.kind not in ROPE_KINDS:
-            raise ConfigError(f"rope: kind is {self.kind!r}; supported are {', '.join(ROPE_KINDS)}")
-        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value <= 0:
-                raise ConfigError(f"rope: {name} must be a finite number above 0, got {value!r}")
+from .hf import read_arguments
+from .rope import RopeConfig
 
 
 @dataclass(frozen=True)
@@ -117,6 +87,4 @@ class ModelConfig:
             ConfigError: not JSON, a key missing or of the wrong type, sizes that do not fit together.
             UnsupportedError: a family, activation or rope scaling that prosparse does not run.
         """
-        from .hf import read_config  # the only module that knows HF spelling; it builds a ModelConfig itself
-
-        return read_config(source, fatrelu_threshold)
+        return cls(**read_arguments(source, fatrelu_threshold))

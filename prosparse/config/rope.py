@@ -1,4 +1,4 @@
-"""Rotary scaling in Hugging Face's three spellings.
+"""Rotary embedding, and its scaling in Hugging Face's three spellings.
 
 v4:  "rope_theta": t, "rope_scaling": {"type" or "rope_type": kind, "factor": f, ...} or null
 v5:  "rope_parameters": {"rope_theta": t, "rope_type": kind, "factor": f, ...}
@@ -6,9 +6,43 @@ v5:  "rope_parameters": {"rope_theta": t, "rope_type": kind, "factor": f, ...}
 
 from __future__ import annotations
 
-from ..errors import UnsupportedError
+import math
+from dataclasses import dataclass
+
+from ..errors import ConfigError, UnsupportedError
 from .fields import Fields
-from .model import ROPE_KINDS, RopeConfig
+
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding.
+
+    Args:
+        kind: one of `ROPE_KINDS`.
+        theta: base of the frequencies.
+        factor: scaling factor of the kinds other than default.
+        low_freq_factor, high_freq_factor, original_max_position: of llama3.
+
+    Raises:
+        ConfigError: a kind that is not known, or constants that are not finite and above 0.
+    """
+
+    kind: str = "default"
+    theta: float = 10000.0
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ROPE_KINDS:
+            raise ConfigError(f"rope: kind is {self.kind!r}; supported are {', '.join(ROPE_KINDS)}")
+        for name in ("theta", "factor", "low_freq_factor", "high_freq_factor"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value <= 0:
+                raise ConfigError(f"rope: {name} must be a finite number above 0, got {value!r}")
 
 
 def read_rope(fields: Fields, max_position: int) -> RopeConfig:

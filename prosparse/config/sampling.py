@@ -81,7 +81,7 @@ class SamplingParams:
 
     @classmethod
     def from_hf(cls, folder: Path) -> SamplingParams:
-        """What a model folder's generation_config.json recommends; greedy where there is none or it does not sample.
+        """What a model folder's generation_config.json recommends; greedy where it does not sample.
 
         Raises:
             ConfigError: the file is not JSON, or a value is out of range.
@@ -92,8 +92,8 @@ class SamplingParams:
         try:
             given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             chosen = {name: given[name] for name in MODEL_OPTIONS if given.get(name) is not None}
-            if not given.get("do_sample", False):
-                return cls()
+            if not given.get("do_sample", False):  # greedy: of the filters only the penalty changes what is likeliest
+                return cls(repetition_penalty=chosen.get("repetition_penalty", 1.0))
             return cls(**{"temperature": 1.0, **chosen})
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"{path}: not usable ({error}); correct or delete it") from error
