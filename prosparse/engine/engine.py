@@ -1,0 +1,188 @@
+"""The public face of a loaded model: generate, stream, logits."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import operator
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig, SamplingParams
+from ..errors import UserError
+from ..model.decoder import Decoder
+from ..plan import Plan
+from .request import Generation, Request
+from .session import PREFILL_CHUNK, Session
+from .stats import request_stats
+from .tokenizer import Tokenizer
+
+MAX_TOGETHER = 16  # prompts decoded in one step; the ops take no more tokens
+Prompt = str | Sequence[int]
+
+
+class Engine:
+    """A model ready to run. Made by `prosparse.load`; holds no state of a run, so threads may share it.
+
+    Attributes:
+        config, plan, tokenizer: what was loaded, and how each layer runs.
+        context: the most tokens a prompt and its text may have together.
+        stats: of the latest finished prompt; empty before the first. See `prosparse.engine.stats`.
+    """
+
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, plan: Plan, model_sampling: SamplingParams, kv_dtype: torch.dtype
+    ) -> None:
+        self.decoder, self.tokenizer, self.plan = decoder, tokenizer, plan
+        self.model_sampling, self.kv_dtype = model_sampling, kv_dtype
+        self.stats: dict[str, Any] = {}
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.decoder.config
+
+    @property
+    def context(self) -> int:
+        return self.decoder.context
+
+    @property
+    def weights(self) -> str:
+        """Weight format, e.g. "bf16"."""
+        return self.decoder.lm_head.format
+
+    def generate(self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **options: Any) -> Any:
+        """Continue one prompt, or several at once.
+
+        Args:
+            prompt: a text or a sequence of token ids; or a list of those.
+            params: how to choose and when to stop; greedy by default.
+            options: fields of `SamplingParams` instead of params, e.g. max_new_tokens=64, temperature=0.8, seed=1;
+                sampling="model" starts from the model's generation_config.json.
+
+        Returns:
+            A `Generation`, or a list of them in the order of the prompts. A prompt's text does not depend on the
+            others.
+
+        Raises:
+            UserError: an empty prompt, a token id outside the vocabulary, a prompt as long as the context, or an
+                unknown option.
+            MachineError: logits that are not finite, or no memory for the cache.
+        """
+        several = is_batch(prompt)
+        prompts = cast(Sequence[Prompt], prompt) if several else [cast(Prompt, prompt)]
+        requests = self._requests(prompts, params, options)
+        session = self._session(len(requests))
+        for _ in session.run(requests):
+            pass
+        results = [self._finished(request, session) for request in requests]
+        return results if several else results[0]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Iterator[str]:
+        """Continue one prompt, yielding its text in pieces as it becomes certain. Arguments and errors of `generate`.
+
+        A piece never splits a character, and the pieces together are the text. `engine.stats` is set at the end.
+        """
+        if is_batch(prompt):
+            raise UserError("stream: takes one prompt, got a list; use generate for several")
+        request = self._requests([prompt], params, options)[0]
+        return self._stream(request)
+
+    def _stream(self, request: Request) -> Iterator[str]:
+        session = self._session(1)
+        for _, piece in session.run([request]):
+            if piece:
+                yield piece
+        self._finished(request, session)
+
+    @torch.inference_mode()
+    def logits(self, token_ids: Sequence[int] | Tensor, chunk: int = PREFILL_CHUNK) -> Tensor:
+        """Scores of every next token with the sequence given (teacher forcing).
+
+        Args:
+            token_ids: [tokens], from `engine.tokenizer.encode` for instance.
+            chunk: tokens per prefill step.
+
+        Returns:
+            [tokens, vocab] float32 on the CPU.
+
+        Raises:
+            UserError: no tokens, more than the context, or an id outside the vocabulary.
+        """
+        ids = self._check_ids(token_ids, "token_ids")
+        if len(ids) > self.context:
+            raise UserError(f"logits: {len(ids)} tokens are more than the context of {self.context}; raise --context")
+        session = Session(self.decoder, self.kv_dtype, 1, len(ids))
+        parts = [self.decoder.logits(hidden).cpu() for hidden in session.prefill(torch.tensor(ids), chunk=chunk)]
+        return torch.cat(parts)
+
+    def _requests(
+        self, prompts: Sequence[Prompt], params: SamplingParams | None, options: dict[str, Any]
+    ) -> list[Request]:
+        if not prompts:
+            raise UserError("generate: no prompt was given; pass a text or a list of at least one")
+        params = self._params(params, options)
+        ids = [self._prompt_ids(prompt, i) for i, prompt in enumerate(prompts)]
+        return [Request(i, params, self.tokenizer, self.context, self.config.vocab) for i in ids]
+
+    def _params(self, params: SamplingParams | None, options: dict[str, Any]) -> SamplingParams:
+        start = options.pop("sampling", None)
+        if start not in (None, "model"):
+            raise UserError(f'generate: sampling is {start!r}; the only choice is "model"')
+        if params is not None and (options or start):
+            raise UserError("generate: pass either params or single options, not both")
+        known = [field.name for field in dataclasses.fields(SamplingParams)]
+        for name in options:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+                raise UserError(f"generate: unknown option {name!r}; {hint}")
+        base = self.model_sampling if start else SamplingParams()
+        return params or dataclasses.replace(base, **options)
+
+    def _prompt_ids(self, prompt: Prompt, number: int) -> list[int]:
+        where = f"prompt {number}"
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+            if not ids and self.tokenizer.bos_id is not None:
+                ids = [self.tokenizer.bos_id]
+        else:
+            ids = self._check_ids(prompt, where)
+        if not ids:
+            raise UserError(f"generate: {where} is empty and this model has no BOS token to start from; give some text")
+        if len(ids) >= self.context:
+            raise UserError(
+                f"generate: {where} has {len(ids)} tokens, which leaves no room in the context of {self.context}; "
+                "shorten it or raise --context"
+            )
+        return ids
+
+    def _check_ids(self, given: Sequence[int] | Tensor, where: str) -> list[int]:
+        # On the host: an id outside the table would read foreign memory on a GPU, or kill its context.
+        try:
+            ids = [operator.index(i) for i in given]
+        except TypeError as error:
+            raise UserError(f"generate: {where} must be a text or a sequence of whole numbers ({error})") from error
+        if not ids:
+            raise UserError(f"generate: {where} holds no token ids; give at least one")
+        bad = next((i for i in ids if not 0 <= i < self.config.vocab), None)
+        if bad is not None:
+            raise UserError(f"generate: {where} holds token id {bad}; this model knows 0 to {self.config.vocab - 1}")
+        return ids
+
+    def _session(self, prompts: int) -> Session:
+        return Session(self.decoder, self.kv_dtype, min(prompts, MAX_TOGETHER), self.context)
+
+    def _finished(self, request: Request, session: Session) -> Generation:
+        self.stats = request_stats(request, session, self.decoder)
+        return Generation(request.text, request.token_ids, request.finish_reason, self.stats)
+
+
+def is_batch(prompt: object) -> bool:
+    """True for a list of prompts, False for one text or one sequence of token ids."""
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+        return False
+    return len(prompt) == 0 or not isinstance(prompt[0], Integral)

@@ -1,0 +1,120 @@
+"""From a folder to an engine: config, plan, weights, blocks, tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .. import machine
+from ..config import ModelConfig, SamplingParams
+from ..errors import UserError
+from ..model.attention import Attention
+from ..model.decoder import Decoder
+from ..placement import choose
+from ..plan import Plan
+from ..sparsity import DenseFFN, ExactFFN
+from ..weights import Checkpoint, ModelWeights, load_weights, resolve_model
+from .engine import Engine
+from .tokenizer import Tokenizer
+
+log = logging.getLogger("prosparse")
+
+EMBEDDED_MODEL = Path(__file__).parent.parent / "assets" / "relu-llama-14m"
+DEFAULT_CONTEXT = 4096  # tokens; models made for more must be asked for more, since the cache grows with it
+FFN_OF_MODE = {"dense": DenseFFN, "exact": ExactFFN}
+
+
+def load(
+    model: str | Path | None = None,
+    mode: str = "auto",
+    weights: str = "auto",
+    device: str = "auto",
+    *,
+    dtype: str | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    fatrelu_threshold: float | None = None,
+    plan: Plan | str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Engine:
+    """Load a model and make it ready to run.
+
+    Args:
+        model: a folder in Hugging Face format with safetensors, or a hub id; None is the embedded model.
+        mode: "auto" is exact where the activation makes zeros, else dense; "dense" or "exact".
+        weights: "auto" is as stored, with fp32 stored as bf16; "fp32", "fp16" or "bf16".
+        device: "auto", "cpu" or "cuda".
+        dtype: alias of weights.
+        threads: of this process on the CPU; None leaves PyTorch's setting.
+        context: the most tokens a prompt and its text may have together; None is what the model was made for, at most
+            `DEFAULT_CONTEXT`.
+        fatrelu_threshold: run the gate with FATReLU at this threshold instead of what the config says; 0 is ReLU.
+        plan: a Plan or its file; None makes one from `mode`.
+        progress: called with (bytes done, bytes in all) while weights are read.
+
+    Raises:
+        UserError: wrong options, a folder that is missing, malformed or not supported.
+        MachineError: no such device, or not enough memory.
+    """
+    if dtype is not None and weights not in ("auto", dtype):
+        raise UserError(f"load: dtype {dtype!r} and weights {weights!r} disagree; dtype is an alias, pass one")
+    torch_device = machine.resolve_device(device)
+    if threads is not None:
+        set_threads(threads)
+    folder = resolve_model(EMBEDDED_MODEL if model is None else model)
+    config = ModelConfig.from_hf(folder, fatrelu_threshold)
+    for note in config.notes:
+        log.warning("%s: %s", folder.name, note)
+    context = _check_context(context, config)
+    chosen = _plan(plan, config, mode)
+    # What is quick to read comes first, so that a fault in it is told before gigabytes are.
+    tokenizer, model_sampling = Tokenizer.load(folder, config), SamplingParams.from_hf(folder)
+    checkpoint = Checkpoint(folder)
+    tensors = load_weights(checkpoint, config, dtype or weights, torch_device, progress)
+    decoder = assemble(config, tensors, chosen, context)
+    log.info("%s: %s weights, mode %s (%s)", folder.name, tensors.embed.format, chosen.mode, chosen.reason)
+    kv_dtype = torch.float32 if tensors.embed.format == "fp32" else torch.bfloat16
+    return Engine(decoder, tokenizer, chosen, model_sampling, kv_dtype)
+
+
+def assemble(config: ModelConfig, tensors: ModelWeights, plan: Plan, context: int) -> Decoder:
+    """A decoder over weights in memory, with the FFN blocks that the plan names."""
+    blocks = []
+    for layer, (own, how) in enumerate(zip(tensors.layers, plan.layers, strict=True)):
+        attention = Attention(config, layer, own.attention_norm, own.qkv, own.qkv_bias, own.o)
+        ffn = FFN_OF_MODE[how.mode](
+            own.ffn_norm, config.norm_eps, own.gate, own.up, own.down, config.activation, config.residual_scale
+        )
+        blocks.append((attention, ffn))
+    return Decoder(config, tensors.embed, blocks, tensors.final_norm, tensors.lm_head, context)
+
+
+def _plan(plan: Plan | str | Path | None, config: ModelConfig, mode: str) -> Plan:
+    if plan is None:
+        return choose(config, mode)
+    if mode != "auto":
+        raise UserError(f"load: a plan already says how each layer runs, but mode {mode!r} was given too; pass one")
+    chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
+    chosen.check_fits(config)
+    if any(layer.mode == "exact" for layer in chosen.layers) and not config.activation.makes_zeros:
+        raise UserError(f"plan: has exact layers, but {config.activation} makes no exact zeros; make a dense plan")
+    return chosen
+
+
+def _check_context(context: int | None, config: ModelConfig) -> int:
+    if context is None:
+        return min(config.max_position, DEFAULT_CONTEXT)
+    longest = 2**31 - 1 if config.rope.kind == "dynamic" else config.max_position
+    if isinstance(context, bool) or not isinstance(context, int) or not 2 <= context <= longest:
+        raise UserError(f"load: context must be from 2 to {longest} tokens for this model, got {context!r}")
+    return context
+
+
+def set_threads(threads: int) -> None:
+    """Use this many CPU threads in this process. Raises UserError for a number that is none."""
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise UserError(f"load: threads must be from 1 to 1024, got {threads!r}")
+    torch.set_num_threads(threads)

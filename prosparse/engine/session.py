@@ -1,0 +1,85 @@
+"""The order of steps: prompts are prefilled as slots become free, and every step decodes all running sequences at once.
+
+All state of a run lives here, none in the engine, so several runs may share an engine's weights.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from prosparse.kernels.checks import MAX_ROWS
+from prosparse.kernels.tally import new_tally
+
+from ..model.cache import KVCache
+from ..model.decoder import Decoder
+from .request import Request
+
+PREFILL_CHUNK = 512  # tokens: long enough for full GEMM speed, short enough that attention masks stay small
+
+
+class Session:
+    """One run of a decoder over some prompts.
+
+    Args:
+        decoder: the network.
+        kv_dtype: of the cache.
+        slots: how many sequences decode together, 1 to `MAX_ROWS`.
+        context: positions per sequence.
+    """
+
+    def __init__(self, decoder: Decoder, kv_dtype: torch.dtype, slots: int, context: int) -> None:
+        self.decoder = decoder
+        self.cache = KVCache(decoder.config, min(slots, MAX_ROWS), context, kv_dtype, decoder.device)
+        self.tally = new_tally(decoder.device, decoder.config.layers)
+        self.steps = self.decode_tokens = self.positions_read = 0
+
+    @torch.inference_mode()
+    def prefill(self, token_ids: Tensor, slot: int = 0, start: int = 0, chunk: int = PREFILL_CHUNK) -> Iterator[Tensor]:
+        """Add tokens [tokens] to a slot; yields the final hidden states of each chunk, [<= chunk, hidden] float32."""
+        for part in token_ids.to(self.decoder.device).split(chunk):
+            yield self.decoder.prefill(part, slot, start, self.cache)
+            start += part.numel()
+
+    @torch.inference_mode()
+    def decode(self, token_ids: Tensor, slots: tuple[int, ...], starts: tuple[int, ...]) -> Tensor:
+        """One step: token_ids [slots, rows] at `starts`; returns logits [slots * rows, vocab] float32."""
+        hidden = self.decoder.decode(token_ids.to(self.decoder.device), slots, starts, self.cache, self.tally)
+        self.steps += 1
+        self.decode_tokens += token_ids.numel()
+        window, rows = self.decoder.config.sliding_window, token_ids.shape[1]
+        self.positions_read += sum(start + rows - (max(0, start + 1 - window) if window else 0) for start in starts)
+        return self.decoder.logits(hidden)
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
+        """Generate every request; yields (number of the request, new text) as text becomes certain."""
+        waiting = deque(enumerate(requests))
+        running: dict[int, tuple[int, Request]] = {}
+        free = list(range(self.cache.slots))[::-1]
+        while waiting or running:
+            while waiting and free:
+                number, request = waiting.popleft()
+                yield number, self._start(request, free[-1])
+                if not request.done:
+                    running[free.pop()] = number, request
+            if running:
+                yield from self._step(running)
+            for slot in [slot for slot, (_, request) in running.items() if request.done]:
+                del running[slot]
+                free.append(slot)
+
+    @torch.inference_mode()
+    def _start(self, request: Request, slot: int) -> str:
+        for hidden in self.prefill(request.ids[: request.length], slot):
+            last = hidden[-1:]
+        return request.advance(self.decoder.logits(last)[0])
+
+    def _step(self, running: dict[int, tuple[int, Request]]) -> list[tuple[int, str]]:
+        requests = list(running.values())
+        last = torch.stack([request.ids[request.length - 1 : request.length] for _, request in requests])
+        starts = tuple(request.length - 1 for _, request in requests)
+        logits = self.decode(last, tuple(running), starts)
+        return [(number, request.advance(logits[i])) for i, (number, request) in enumerate(requests)]

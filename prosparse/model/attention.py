@@ -1,0 +1,101 @@
+"""Causal grouped-query attention over the cache (Ainslie et al., "GQA", 2023), as a block of the decoder.
+
+Each sequence is computed by itself, so its result does not depend on which others share the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
+
+from prosparse.kernels.linear import linear
+from prosparse.kernels.weight import Weight
+
+from ..config import ModelConfig
+from .cache import KVCache
+from .rope import RopeTable, rotate
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What one step computes: `rows` new tokens for each of some sequences.
+
+    Args:
+        slots: cache slot of each sequence.
+        starts: how many tokens each sequence already has.
+        rows: new tokens of each sequence.
+        cos, sin: angles of the new tokens, [len(slots) * rows, 1, head_dim / 2].
+    """
+
+    slots: tuple[int, ...]
+    starts: tuple[int, ...]
+    rows: int
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def at(cls, slots: tuple[int, ...], starts: tuple[int, ...], rows: int, rope: RopeTable) -> Step:
+        if rows == 1 and len(starts) == 1:
+            chosen = slice(starts[0], starts[0] + 1)
+            return cls(slots, starts, rows, rope.cos[chosen], rope.sin[chosen])
+        position = (torch.tensor(starts)[:, None] + torch.arange(rows)).flatten().to(rope.cos.device)
+        return cls(slots, starts, rows, rope.cos[position], rope.sin[position])
+
+
+class Attention:
+    """residual -> residual + scale * o(attention(norm(residual)))
+
+    Args:
+        config: sizes and constants.
+        layer: index of the layer in the cache.
+        norm: RMSNorm weight, [hidden] float32.
+        qkv: projections of query, key and value heads, in this order, [(heads + 2 kv_heads) * head_dim, hidden].
+        qkv_bias: [(heads + 2 kv_heads) * head_dim] float32, or None.
+        o: output projection, [hidden, heads * head_dim].
+    """
+
+    def __init__(
+        self, config: ModelConfig, layer: int, norm: Tensor, qkv: Weight, qkv_bias: Tensor | None, o: Weight
+    ) -> None:
+        self.layer, self.norm, self.qkv, self.qkv_bias, self.o = layer, norm, qkv, qkv_bias, o
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.norm_eps, self.scale, self.window = config.norm_eps, config.residual_scale, config.sliding_window
+
+    def __call__(self, residual: Tensor, step: Step, cache: KVCache) -> Tensor:
+        """residual is [tokens, hidden] float32, the tokens of one sequence adjacent; so is the result."""
+        x = linear(rms_norm(residual, self.norm.shape, self.norm, self.norm_eps), self.qkv)
+        if self.qkv_bias is not None:
+            x = x + self.qkv_bias
+        x = x.view(x.shape[0], self.heads + 2 * self.kv_heads, self.head_dim)
+        rotated = rotate(x[:, : self.heads + self.kv_heads], step.cos, step.sin)
+        q, k, v = rotated[:, : self.heads], rotated[:, self.heads :], x[:, self.heads + self.kv_heads :]
+        attended = []
+        for i, (slot, start) in enumerate(zip(step.slots, step.starts, strict=True)):
+            own = slice(i * step.rows, (i + 1) * step.rows)
+            keys, values = cache.extend(self.layer, slot, start, k[own], v[own])
+            attended.append(self._attend(q[own], keys, values, start))
+        out = linear(attended[0] if len(attended) == 1 else torch.cat(attended), self.o)
+        return torch.add(residual, out, alpha=self.scale)
+
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
+        """One sequence: q [rows, heads, head_dim] over keys and values [kv_heads, length, head_dim]."""
+        rows, group = q.shape[0], self.heads // self.kv_heads
+        # Query heads that share a key head become rows of one attention, so keys are never repeated.
+        grouped = q.view(rows, self.kv_heads, group, self.head_dim).permute(1, 2, 0, 3)
+        grouped = grouped.reshape(1, self.kv_heads, group * rows, self.head_dim).to(keys.dtype)
+        first = max(0, start + 1 - self.window) if self.window else 0  # older keys are out of every row's window
+        keys, values = keys[:, first:], values[:, first:]
+        mask = None if rows == 1 else self._mask(rows, start - first, keys).repeat(group, 1)
+        out = scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask)
+        out = out.view(self.kv_heads, group, rows, self.head_dim).permute(2, 0, 1, 3)
+        return out.reshape(rows, self.heads * self.head_dim).to(q.dtype)
+
+    def _mask(self, rows: int, start: int, keys: Tensor) -> Tensor:
+        """Which keys each of the new rows sees, [rows, length] bool."""
+        row = torch.arange(start, start + rows, device=keys.device)[:, None]
+        key = torch.arange(keys.shape[1], device=keys.device)
+        seen = key <= row
+        return seen & (key > row - self.window) if self.window else seen

@@ -1,0 +1,85 @@
+"""Gated FFN blocks: residual -> residual + scale * down^T (act(gate x) * up x),  x = norm(residual).
+
+Every block prefills the same way, with dense GEMMs: over the many tokens of a prompt nearly every neuron is active for
+some token, and a GEMM reads each weight once for all of them. The blocks differ in how they decode.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm
+
+from prosparse.kernels.activation import Activation, gate_value, up_value
+from prosparse.kernels.checks import MAX_ROWS
+from prosparse.kernels.glu_dense import glu_dense
+from prosparse.kernels.glu_exact import glu_exact
+from prosparse.kernels.linear import gemm_transposed, linear
+from prosparse.kernels.weight import Weight
+
+
+class GatedFFN(ABC):
+    """What all gated FFN blocks share: weights, norm, scale, add, and the prefill.
+
+    Args:
+        norm: RMSNorm weight, [hidden] float32.
+        norm_eps: its epsilon.
+        gate, up, down: [neurons, hidden] each, one format; down has one neuron per row.
+        activation: of the gate, and of up for dReLU.
+        scale: factor on the output before it is added to the residual.
+    """
+
+    def __init__(
+        self,
+        norm: Tensor,
+        norm_eps: float,
+        gate: Weight,
+        up: Weight,
+        down: Weight,
+        activation: Activation,
+        scale: float,
+    ) -> None:
+        self.norm, self.norm_eps, self.scale = norm, norm_eps, scale
+        self.gate, self.up, self.down, self.activation = gate, up, down, activation
+
+    def prefill(self, residual: Tensor) -> Tensor:
+        """Many tokens, dense: [tokens, hidden] float32 to the same. A GEMM rounds the gate to its dtype first."""
+        x = self._normed(residual)
+        value = gate_value(linear(x, self.gate), self.activation.code, self.activation.threshold)
+        h = value * up_value(linear(x, self.up), self.activation.on_up)
+        return torch.add(residual, gemm_transposed(h, self.down), alpha=self.scale)
+
+    def decode(self, residual: Tensor, tally: Tensor) -> Tensor:
+        """One step: [tokens, hidden] float32 to the same; what it did is added to tally, [3] int64."""
+        if residual.shape[0] > MAX_ROWS:
+            raise ValueError(
+                f"ffn: a decode step takes at most {MAX_ROWS} tokens, got {residual.shape[0]}; prefill them"
+            )
+        return torch.add(residual, self._compute(self._normed(residual), tally), alpha=self.scale)
+
+    def bytes_read(self, steps: int, up_rows: int, down_rows: int) -> int:
+        """Bytes of weights that decode steps had to read which tallied these rows."""
+        return steps * self.gate.nbytes + up_rows * self.up.row_bytes + down_rows * self.down.row_bytes
+
+    def _normed(self, residual: Tensor) -> Tensor:
+        return rms_norm(residual, self.norm.shape, self.norm, self.norm_eps)
+
+    @abstractmethod
+    def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
+        """FFN output for normed inputs x, [tokens, hidden]."""
+
+
+class DenseFFN(GatedFFN):
+    """Reads every weight: the dense baseline, and the path of models whose activation makes no zeros."""
+
+    def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
+        return glu_dense(x, self.gate, self.up, self.down, self.activation, tally)
+
+
+class ExactFFN(GatedFFN):
+    """Reads the gate, then up and down of the neurons it opens: skips true zeros only."""
+
+    def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
+        return glu_exact(x, self.gate, self.up, self.down, self.activation, tally)
