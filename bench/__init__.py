@@ -1,0 +1,6 @@
+"""Benchmarks: dense against exact, in one process, in turns, against the floor that memory bandwidth sets.
+
+    floor = bytes that must be read / bandwidth measured in the same run
+
+Installed as `prosparse.bench`. `cases.py` is the table of what is run; `decode.py` and `ffn.py` are the subjects.
+"""

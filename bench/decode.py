@@ -1,0 +1,105 @@
+"""Subject "decode": synthetic weights of a real shape, or a real model, timed in several modes."""
+
+from __future__ import annotations
+
+import dataclasses
+import lzma
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from prosparse import machine
+from prosparse.config import ModelConfig
+from prosparse.config.shapes import shape as shape_named
+from prosparse.engine.load import EMBEDDED_MODEL, assemble, load
+from prosparse.errors import UserError
+from prosparse.placement import choose
+from prosparse.weights.synthetic import synthetic_weights, weight_bytes
+
+from .modes import Progress, Run, stage, time_decoder
+from .probe import BUFFER_BYTES
+from .row import Row
+
+DEFAULT_RUN = Run(budget_s=20)
+TEXT = EMBEDDED_MODEL.parent / "text" / "held_out.txt.xz"
+SMALL_MEMORY = 10 * 10**9  # bytes free; below, only a part of the layers is run
+
+
+def compare(
+    shape: str = "minicpm-s-1b",
+    sparsity: float = 0.88,
+    modes: Sequence[str] = ("dense", "exact"),
+    weights: str = "bf16",
+    run: Run = DEFAULT_RUN,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Time the modes on synthetic weights of a real shape.
+
+    Where less than 10 GB of memory are free, fewer layers of the same shape are run, and the rows' notes say so.
+
+    Args:
+        shape: a name of `prosparse.config.shapes`.
+        sparsity: activation sparsity, from 0.5 to below 1.
+        modes: of `prosparse.plan.MODES`; ratios are against dense, if it is among them.
+        weights: format.
+        run: how long.
+        progress: called with (stage, done, total).
+
+    Returns:
+        One row per mode.
+
+    Raises:
+        UserError: no such shape, mode or format, or a sparsity out of range.
+        MachineError: not enough memory, or the modes do not give the same result.
+    """
+    full = shape_named(shape)
+    config = fit_layers(full, weights)
+    tensors, config = synthetic_weights(config, weights, sparsity, progress=stage(progress, "making weights"))
+    decoder = assemble(config, tensors, choose(config, "dense"), run.pp + run.tg)
+    tokens = torch.randint(config.vocab, (run.pp + run.tg,), generator=torch.Generator().manual_seed(0))
+    note = f"{config.layers} of {full.layers} layers: little memory is free" if config.layers < full.layers else None
+    knobs = {"activation_sparsity": sparsity, "skew": 0.0, "predictability": 0.0, "overlap": 0.0}
+    return time_decoder(decoder, tokens, modes, run, progress, shape=shape, synthetic=knobs, note=note)
+
+
+def compare_model(
+    model: str | Path | None = None,
+    modes: Sequence[str] = ("dense", "exact"),
+    weights: str = "auto",
+    run: Run = DEFAULT_RUN,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Time the modes on a real model, which is given English text, so that its activation sparsity is real too.
+
+    Args:
+        model: see `prosparse.load`; None is the embedded model.
+        modes, run, progress: see `compare`.
+        weights: format, or "auto".
+
+    Returns:
+        One row per mode.
+
+    Raises:
+        UserError: see `prosparse.load`.
+        MachineError: not enough memory, or the modes do not give the same result.
+    """
+    engine = load(model, "dense", weights, "cpu", context=run.pp + run.tg, progress=stage(progress, "loading"))
+    with lzma.open(TEXT, "rt", encoding="utf-8") as file:
+        text = file.read(32 * (run.pp + run.tg))  # characters, more than its tokens could need
+    tokens = torch.tensor(engine.tokenizer.encode(text)[: run.pp + run.tg])
+    if tokens.numel() < run.pp + run.tg:
+        raise UserError(f"bench: pp + tg must be at most {tokens.numel()}, the tokens of the packaged text; got {run}")
+    name = EMBEDDED_MODEL.name if model is None else Path(model).name
+    return time_decoder(engine.decoder, tokens, modes, run, progress, model=name)
+
+
+def fit_layers(config: ModelConfig, weights: str) -> ModelConfig:
+    """The shape with as many layers as a machine with little memory can spare, at least one."""
+    free = machine.available_memory()
+    if free >= SMALL_MEMORY:
+        return config
+    none = weight_bytes(dataclasses.replace(config, layers=1), weights)
+    per_layer = weight_bytes(dataclasses.replace(config, layers=2), weights) - none
+    spare = free // 3 - BUFFER_BYTES - none
+    return dataclasses.replace(config, layers=max(1, min(config.layers, 1 + spare // per_layer)))

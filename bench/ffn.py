@@ -1,0 +1,129 @@
+"""Subject "ffn": the FFN of one layer for one token, dense and exact, over weights that no cache holds.
+
+Copies of the layer take turns, and so do inputs, so that every call meets weights and an active set that it has not
+seen for a while. One channel of the input is constant and its column of the gate is 1, which shifts all
+pre-activations at once: one set of weights serves every activation sparsity, with the model's own activation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from prosparse.config.shapes import shape as shape_named
+from prosparse.errors import UserError
+from prosparse.kernels.activation import Activation
+from prosparse.kernels.tally import DOWN_ROWS, NONZERO, UP_ROWS, new_tally
+from prosparse.kernels.weight import FORMATS, Weight
+from prosparse.weights.synthetic import MatrixMaker
+
+from .check import OPS, check_ffn, clear_input
+from .clock import Timing, interleave
+from .modes import Progress
+from .probe import BUFFER_BYTES, Probe
+from .row import Row, against_dense, floor, make_row, times
+
+SPARSITIES = (0.0, 0.5, 0.7, 0.8, 0.88, 0.95, 0.98)
+INPUTS, WARM_UP = 16, 4
+Layer = tuple[Weight, Weight, Weight]  # gate, up, down
+
+
+def compare_ffn(
+    shape: str = "minicpm-s-1b",
+    sparsities: Sequence[float] = SPARSITIES,
+    weights: str = "bf16",
+    calls: int = 200,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Time `glu_dense` and `glu_exact` on synthetic weights of a real shape.
+
+    Args:
+        shape: a name of `prosparse.config.shapes`, without dReLU.
+        sparsities: activation sparsities, from 0 to below 1.
+        weights: format.
+        calls: timed calls per op and sparsity.
+        progress: called with (stage, done, total).
+
+    Returns:
+        Two rows per sparsity.
+
+    Raises:
+        UserError: no such shape or format, or a sparsity out of range.
+        MachineError: not enough memory, or an op is wrong.
+    """
+    config = shape_named(shape)
+    if config.activation.on_up:
+        raise UserError(
+            f"bench: the ffn subject needs a shape without dReLU, and {shape} has it; use the decode subject"
+        )
+    if bad := [sparsity for sparsity in sparsities if not 0 <= sparsity < 1]:
+        raise UserError(f"bench: activation sparsity must be from 0 to below 1, got {bad[0]}")
+    maker = MatrixMaker(weights)
+    layer_bytes = 3 * config.neurons * config.hidden * FORMATS[weights].itemsize
+    copies = max(2, -(-BUFFER_BYTES // layer_bytes))
+    maker.expect(copies * layer_bytes)
+    layers = [maker.ffn(config) for _ in range(copies)]
+    for gate, _, _ in layers:
+        gate.codes[:, 0] = 1
+    probe, rows = Probe(), []
+    for number, sparsity in enumerate(sparsities):
+        if progress is not None:
+            progress("timing", number, len(sparsities))
+        shift = config.activation.threshold - NormalDist().inv_cdf(max(sparsity, 1e-9))
+        knobs = {"activation_sparsity": sparsity, "skew": 0.0, "predictability": 0.0, "overlap": 0.0}
+        rows += time_ffn(layers, config.activation, shift, calls, probe, shape=shape, synthetic=knobs)
+    return rows
+
+
+def time_ffn(
+    layers: Sequence[Layer], activation: Activation, shift: float, calls: int, probe: Probe, **labels: object
+) -> list[Row]:
+    """Check, then time, both ops over the layers in turn.
+
+    Args:
+        layers: copies of one layer, with a first gate column of ones.
+        activation: of the gate.
+        shift: of all pre-activations.
+        calls: timed calls per op.
+        probe: for the bandwidth.
+        labels: further keys of the rows.
+    """
+    gate, up, down = layers[0]
+    for mode in OPS:
+        check_ffn(mode, gate, up, down, activation, clear_input(gate, activation, shift))
+    inputs = torch.randn(INPUTS, 1, gate.shape[1], generator=torch.Generator().manual_seed(0))
+    inputs[:, 0, 0] = shift
+    tallies = {mode: new_tally(inputs.device) for mode in OPS}
+
+    def subject(mode: str) -> Callable[[int], object]:
+        def call(number: int) -> Tensor:
+            g, u, d = layers[number % len(layers)]
+            return OPS[mode](inputs[number // len(layers) % INPUTS], g, u, d, activation, tallies[mode])
+
+        return call
+
+    timings = interleave({**{mode: subject(mode) for mode in OPS}, "probe": probe}, calls, WARM_UP)
+    done = {mode: (tally.double() / (calls + WARM_UP)).tolist() for mode, tally in tallies.items()}
+    return [_row(mode, done[mode], layers, timings, repeat=1, **labels) for mode in OPS]
+
+
+def _row(
+    mode: str, done: Sequence[float], layers: Sequence[Layer], timings: dict[str, Timing], **labels: object
+) -> Row:
+    gate, up, down = layers[0]
+    held = len(layers) * (gate.nbytes + up.nbytes + down.nbytes)
+    must_read = gate.nbytes + done[UP_ROWS] * up.row_bytes + done[DOWN_ROWS] * down.row_bytes
+    return make_row(
+        subject="ffn",
+        layers=1,
+        mode=mode,
+        weights=gate.format,
+        activation_sparsity=round(1 - done[NONZERO] / gate.shape[0], 6),
+        **times(timings[mode]),
+        **floor(must_read, held, timings["probe"], timings[mode]),
+        **against_dense(timings, mode),
+        **labels,
+    )

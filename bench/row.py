@@ -1,0 +1,129 @@
+"""A benchmark row: one JSON object that says what was measured, on what, against which floor, and how to repeat it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from prosparse import __version__, machine
+
+from .clock import Timing, speedup
+from .probe import BUFFER_BYTES, bandwidth
+
+Row = dict[str, Any]
+KEYS = (
+    "subject", "model", "shape", "layers", "synthetic", "mode", "weights", "device", "threads", "batch", "context",
+    "activation_sparsity", "predicted_sparsity", "tokens_per_s", "tpot_ms", "median_us", "p10_us", "p90_us", "bytes",
+    "bandwidth_gb_s", "floor_us", "floor_tokens_per_s", "fraction_of_floor", "dense_ratio", "dense_ratio_95",
+    "baseline", "repeat", "calls", "machine", "versions", "commit", "date", "command", "note",
+)  # fmt: skip
+
+
+def make_row(**values: Any) -> Row:
+    """A row with every key, None where nothing was said, and the circumstances of this process filled in."""
+    unknown = set(values) - set(KEYS)
+    assert not unknown, f"a row has no {unknown}"
+    return {**dict.fromkeys(KEYS), **_circumstances(), **values}
+
+
+def times(timing: Timing) -> Row:
+    """The keys of a row that are times, and how many calls they are quantiles of."""
+    return {
+        "calls": int(timing.us.size),
+        "median_us": round(timing.median, 1),
+        "p10_us": round(timing.p10, 1),
+        "p90_us": round(timing.p90, 1),
+    }
+
+
+def floor(must_read: float, held: int, probe: Timing, timing: Timing) -> Row:
+    """The keys that compare a time with the floor, p10 against p10.
+
+    Args:
+        must_read: bytes per call.
+        held: bytes of all weights that the calls go through; where a cache may hold them, memory sets no floor.
+        probe: times of `Probe` in the same run.
+        timing: times of the subject.
+    """
+    known = {"bytes": round(must_read), "bandwidth_gb_s": round(bandwidth(probe) / 1e9, 2)}
+    if held < BUFFER_BYTES:
+        return known
+    floor_us = must_read / bandwidth(probe) * 1e6
+    return {
+        **known,
+        "floor_us": round(floor_us, 1),
+        "fraction_of_floor": round(floor_us / timing.p10, 4),
+    }
+
+
+def against_dense(timings: Mapping[str, Timing], mode: str) -> Row:
+    """The keys that compare with mode dense; none where it was not timed."""
+    if "dense" not in timings:
+        return {}
+    ratio = speedup(timings["dense"], timings[mode])
+    return {
+        "dense_ratio": round(ratio.value, 3),
+        "dense_ratio_95": [round(ratio.low, 3), round(ratio.high, 3)],
+        "baseline": "mode dense over the same weights in the same run",
+    }
+
+
+def _circumstances() -> Row:
+    return {
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "batch": 1,
+        "machine": {
+            "processor": machine.processor_name(),
+            "cpus": os.cpu_count(),
+            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+            "load_average": round(os.getloadavg()[0], 2),
+        },
+        "versions": {
+            "prosparse": __version__,
+            "kernels": machine.kernel_name(torch.device("cpu")),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "python": platform.python_version(),
+        },
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": command(),
+    }
+
+
+def commit() -> str | None:
+    """Short hash of the checkout that runs, with "-dirty" where it was changed; None outside a checkout."""
+    root = Path(machine.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def command() -> str:
+    """What was typed, without the folders of this machine in the program's name."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        module = "prosparse.bench" if program.parent.name == "bench" else "prosparse"
+        return shlex.join(["python", "-m", module, *sys.argv[1:]])
+    return shlex.join([program.name, *sys.argv[1:]])
