@@ -1,0 +1,159 @@
+"""accelerate, restore, stats: on a live transformers model, in place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from prosparse.kernels.tally import NONZERO
+
+from .. import machine
+from ..errors import UnsupportedError, UserError
+from ..plan import MODES
+from .find import Found, Site, find_glus
+from .glu import AcceleratedGLU, install, uninstall, weights_of
+
+log = logging.getLogger("prosparse")
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def accelerate(model: Model, mode: str = "auto") -> Model:
+    """Run the gated FFNs of a transformers model on our kernels, in place; `restore` takes it back.
+
+    Steps of 1 to 16 tokens (decoding) skip the neurons that are exactly zero; longer ones (prompts) stay with PyTorch.
+    The weights are those of the model, without a second copy. For inference: with autograd the model computes as
+    before, so call it through `generate` or under `torch.no_grad()`.
+
+    Args:
+        model: any module that holds gated FFNs (Llama, Mistral, Qwen, our MiniCPM, Bamboo, ...).
+        mode: "exact" skips true zeros only; "dense" runs our dense kernels; "auto" is exact where the activation makes
+            zeros, and else leaves the model as it is, with one log line.
+
+    Returns:
+        the same model.
+
+    Raises:
+        UserError: an unknown mode, or exact for an activation that makes no zeros.
+        UnsupportedError: a mode other than auto, and no gated FFN that prosparse runs.
+        Any error leaves the model as it was.
+    """
+    if mode not in ("auto", *MODES):
+        raise UserError(f"accelerate: mode is {mode!r}; supported are auto, {', '.join(MODES)}")
+    found = find_glus(model)
+    sites = choose_sites(type(model).__name__, found, mode)
+    undo: list[Callable[[], None]] = []
+    try:
+        for site in sites:
+            undo.append(_undoing(site))
+            install(site.module, site.activation, "exact" if mode == "auto" else mode, site.dense_class)
+    except BaseException:
+        for take_back in reversed(undo):
+            take_back()
+        raise
+    return model
+
+
+def choose_sites(what: str, found: Found, mode: str) -> list[Site]:
+    """The gated FFNs to accelerate, with one log line about them, or why there are none."""
+    sites = [site for site in found.sites if mode == "dense" or site.activation.makes_zeros]
+    dense = [site for site in found.sites if not site.activation.makes_zeros]
+    if mode == "exact" and dense:
+        raise UserError(
+            f"accelerate: mode exact needs an activation that makes exact zeros, but {dense[0].name} of {what} uses "
+            f"{dense[0].activation}; use mode auto or dense"
+        )
+    if sites:
+        kinds = ", ".join(sorted({str(site.activation) for site in sites}))
+        device = weights_of(sites[0].module)[0].device
+        shown = "exact" if mode == "auto" else mode
+        log.info(
+            "accelerate: %d FFNs of %s run %s (%s) on %s", len(sites), what, shown, kinds, machine.kernel_name(device)
+        )
+        if rest := len(found.sites) - len(sites) + len(found.left):
+            log.warning("accelerate: %d FFNs of %s stay as they are; %s", rest, what, _why(found, dense))
+        return sites
+    why = _why(found, dense)
+    if mode != "auto":
+        raise UnsupportedError(f"accelerate: {what} has no FFN that prosparse runs; {why}")
+    log.warning("accelerate: %s is left as it is; %s", what, why)
+    return []
+
+
+def _why(found: Found, dense: list[Site]) -> str:
+    if dense:
+        return (
+            f"{dense[0].name} uses {dense[0].activation}, which makes no exact zeros, so there is nothing to skip "
+            "without changing the result: only ReLU-like models (relu, relu2, fatrelu, dReLU) gain"
+        )
+    if found.left:
+        name, fault = next(iter(found.left.items()))
+        return f"{name}: {fault}"
+    return "it has no module with gate_proj, up_proj, down_proj and act_fn"
+
+
+def _undoing(site: Site) -> Callable[[], None]:
+    """What puts a site back to its present state, whatever part of `install` was done."""
+    module = site.module
+    if isinstance(module, AcceleratedGLU):
+        mode = module.mode
+        return lambda: install(module, site.activation, mode, site.dense_class)
+
+    def take_back() -> None:
+        if isinstance(module, AcceleratedGLU):
+            uninstall(module)
+
+    return take_back
+
+
+def restore(model: Model) -> Model:
+    """Undo `accelerate`: the same modules, classes and memory layout as before. A model that is not accelerated stays.
+
+    Returns:
+        the same model.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, AcceleratedGLU):
+            uninstall(module)
+    return model
+
+
+def stats(model: nn.Module, reset: bool = False) -> dict[str, Any]:
+    """What an accelerated model did since `accelerate` or the latest reset.
+
+    Args:
+        model: it.
+        reset: start counting anew.
+
+    Returns:
+        `activation_sparsity`: {"mean", "layers"}, the share of act(gate) * up that was exactly zero, over the tokens of
+        decode steps (one token for each of at most 16 sequences) that the kernels ran, or None before the first;
+        `decode_tokens`: how many those were; `kernels`: which implementation ran. Sequences of a batch that have ended
+        count until the last one has; threads that generate at the same time may lose counts.
+
+    Raises:
+        UserError: the model is not accelerated.
+    """
+    layers = [module for module in model.modules() if isinstance(module, AcceleratedGLU)]
+    if not layers:
+        raise UserError("stats: the model is not accelerated; call prosparse.accelerate(model) first")
+    shares = []
+    for layer in layers:
+        if tokens := int(layer.prosparse_tokens):
+            neurons = weights_of(layer)[0].shape[0]
+            shares.append(round(1 - int(layer.prosparse_tally[NONZERO]) / (tokens * neurons), 6))
+    sparsity = {"mean": round(sum(shares) / len(shares), 6), "layers": shares} if len(shares) == len(layers) else None
+    result = {
+        "activation_sparsity": sparsity,
+        "decode_tokens": max(int(layer.prosparse_tokens) for layer in layers),
+        "kernels": machine.kernel_name(layers[0].prosparse_tally.device),
+    }
+    if reset:
+        with torch.inference_mode(False):
+            for layer in layers:
+                layer.prosparse_tally.zero_()
+                layer.prosparse_tokens.zero_()
+    return result

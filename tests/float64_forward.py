@@ -1,0 +1,122 @@
+"""The forward pass in float64, written from the published formulas and from none of our code.
+
+    llama     h += o(attention(norm h));  h += down(act(gate x) * up x), x = norm h;  logits = lm_head(norm h)
+    minicpm   h = embed * scale_emb;  every += times scale_depth / sqrt(layers);  norm h / (hidden / dim_model_base)
+    bamboo    act(gate x) * relu(up x);  attention sees the latest sliding_window positions, its own included
+
+Rotary angles are position * theta^(-2i / head_dim) in float32, as all these models were trained; the rest is float64.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+@dataclass
+class Trace:
+    """What the pass saw; lists have one [tokens, neurons] entry per layer.
+
+    Args:
+        logits: [tokens, vocab].
+        gates: pre-activations.
+        products: act(gate) * up.
+    """
+
+    logits: Tensor
+    gates: list[Tensor] = field(default_factory=list)
+    products: list[Tensor] = field(default_factory=list)
+
+    def nearest_to(self, threshold: float) -> float:
+        """Smallest distance of any gate from a threshold."""
+        return min(float((gate - threshold).abs().min()) for gate in self.gates)
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json, and every tensor in float64 under its name in the files."""
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return json.loads((folder / "config.json").read_text()), {name: t.double() for name, t in tensors.items()}
+
+
+def forward(folder: Path, token_ids: list[int], **changes: Any) -> Trace:
+    """Logits of every position and what the FFNs did; `changes` replace keys of config.json."""
+    config, tensors = read_folder(folder)
+    config |= changes
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    is_minicpm = "MiniCPMForCausalLM" in config["architectures"]
+    residual_scale = config["scale_depth"] / math.sqrt(layers) if is_minicpm else 1.0
+    eps = config["rms_norm_eps"]
+
+    trace = Trace(torch.empty(0))
+    h = tensors["model.embed_tokens.weight"][token_ids] * (config["scale_emb"] if is_minicpm else 1.0)
+    for i in range(layers):
+        own = {
+            name.removeprefix(f"model.layers.{i}."): t
+            for name, t in tensors.items()
+            if name.startswith(f"model.layers.{i}.")
+        }
+        h = h + residual_scale * attention(config, own, rms_norm(h, own["input_layernorm.weight"], eps))
+        h = h + residual_scale * ffn(config, own, rms_norm(h, own["post_attention_layernorm.weight"], eps), trace)
+    h = rms_norm(h, tensors["model.norm.weight"], eps)
+    if is_minicpm:
+        h = h / (hidden / config["dim_model_base"])
+    head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
+    trace.logits = h @ head.T
+    return trace
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
+
+
+def attention(config: dict[str, Any], own: dict[str, Tensor], x: Tensor) -> Tensor:
+    tokens, heads, kv_heads = x.shape[0], config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    q = rotate((x @ own["self_attn.q_proj.weight"].T).view(tokens, heads, head_dim), config["rope_theta"])
+    k = rotate((x @ own["self_attn.k_proj.weight"].T).view(tokens, kv_heads, head_dim), config["rope_theta"])
+    v = (x @ own["self_attn.v_proj.weight"].T).view(tokens, kv_heads, head_dim)
+    window = config.get("sliding_window") or tokens
+    out = torch.zeros(tokens, heads, head_dim, dtype=torch.float64)
+    for head in range(heads):
+        shared = head // (heads // kv_heads)
+        for t in range(tokens):
+            seen = slice(max(0, t + 1 - window), t + 1)
+            score = k[seen, shared] @ q[t, head] / math.sqrt(head_dim)
+            out[t, head] = torch.softmax(score, 0) @ v[seen, shared]
+    return out.reshape(tokens, heads * head_dim) @ own["self_attn.o_proj.weight"].T
+
+
+def rotate(x: Tensor, theta: float) -> Tensor:
+    """x [tokens, heads, head_dim], position t in row t."""
+    half = x.shape[-1] // 2
+    frequency = 1.0 / theta ** (torch.arange(0, 2 * half, 2, dtype=torch.float32) / (2 * half))
+    angle = torch.outer(torch.arange(x.shape[0], dtype=torch.float32), frequency).double()[:, None, :]
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+
+
+def ffn(config: dict[str, Any], own: dict[str, Tensor], x: Tensor, trace: Trace) -> Tensor:
+    gate, up = x @ own["mlp.gate_proj.weight"].T, x @ own["mlp.up_proj.weight"].T
+    if "BambooForCausalLM" in config["architectures"]:
+        up = up.clamp_min(0)
+    trace.gates.append(gate)
+    trace.products.append(activate(config, gate) * up)
+    return trace.products[-1] @ own["mlp.down_proj.weight"].T
+
+
+def activate(config: dict[str, Any], gate: Tensor) -> Tensor:
+    kind = config["hidden_act"]
+    if kind == "fatrelu":
+        return gate * (gate >= config["hidden_act_param"])
+    if kind == "silu":
+        return gate / (1 + torch.exp(-gate))
+    return gate.clamp_min(0) ** (2 if kind == "relu2" else 1)

@@ -1,0 +1,235 @@
+"""accelerate, restore and stats: in place, all or nothing, and gone without a trace."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prosparse
+import prosparse.hf.live as live
+from prosparse.errors import UnsupportedError, UserError
+
+PROMPT = torch.tensor([[1, 40, 41, 42, 90, 91, 92, 40, 41, 42, 17, 18, 19, 20, 21, 22, 23, 24]])
+
+
+def generate(model: Any) -> Tensor:
+    return model.generate(PROMPT, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None)
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model that accelerate touches."""
+    parameters = {n: (id(p), p.stride(), p.detach().clone()) for n, p in model.named_parameters()}
+    modules = {
+        n: (id(m), type(m), sorted(m.__dict__), set(m._non_persistent_buffers_set)) for n, m in model.named_modules()
+    }
+    return {"parameters": parameters, "modules": modules, "buffers": sorted(n for n, _ in model.named_buffers())}
+
+
+def assert_same(now: dict[str, Any], before: dict[str, Any]) -> None:
+    assert now["modules"] == before["modules"] and now["buffers"] == before["buffers"]
+    assert now["parameters"].keys() == before["parameters"].keys()
+    for name, (identity, stride, value) in before["parameters"].items():
+        assert now["parameters"][name][:2] == (identity, stride), name
+        assert torch.equal(now["parameters"][name][2], value), name
+
+
+def test_shares_the_weights_and_keeps_names_and_shapes(model: Any) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gate = model.model.layers[0].mlp.gate_proj.weight.data_ptr()
+    bytes_before = storage_bytes(model)
+    assert prosparse.accelerate(model) is model
+    mlp = model.model.layers[0].mlp
+    assert mlp.gate_proj.weight.data_ptr() == gate
+    assert mlp.down_proj.weight.shape == (64, 100) and mlp.down_proj.weight.t().is_contiguous()
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+    counters = 3 * 2 * 8  # layers, counters, bytes; at most a few numbers each
+    assert bytes_before <= storage_bytes(model) <= bytes_before + 4 * counters
+
+
+def storage_bytes(model: nn.Module) -> int:
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def test_a_hundred_times_there_and_back(model: Any, reference: Any) -> None:
+    expected = generate(reference)
+    generate(model)  # transformers marks modules the first time
+    before = fingerprint(model)
+    gc.collect()
+    tensors = count_tensors()
+    for _ in range(100):
+        prosparse.accelerate(model)
+        prosparse.restore(model)
+    gc.collect()
+    assert count_tensors() == tensors
+    assert_same(fingerprint(model), before)
+    assert torch.equal(generate(model), expected)
+
+
+def count_tensors() -> int:
+    return sum(type(thing) in (Tensor, nn.Parameter) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_an_error_in_the_middle_leaves_the_model_as_it_was(
+    failing: int, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fingerprint(model)
+    installed = live.install
+    calls = 0
+
+    def install(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing + 1:
+            raise MemoryError("no memory for one more layer")
+        installed(*args)
+
+    monkeypatch.setattr(live, "install", install)
+    with pytest.raises(MemoryError):
+        prosparse.accelerate(model)
+    assert_same(fingerprint(model), before)
+
+
+def test_two_models_and_their_counts_stay_apart(model: Any, reference: Any, tiny: Callable[..., Any]) -> None:
+    other = prosparse.accelerate(tiny(hidden_act="relu2"))
+    prosparse.accelerate(model)
+    expected = generate(reference)
+    other.generate(PROMPT % 64, max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None)
+    assert torch.equal(generate(model), expected)
+    assert prosparse.stats(model)["decode_tokens"] == 11
+    assert prosparse.stats(other)["decode_tokens"] == 4
+    prosparse.restore(other)
+    assert torch.equal(generate(model), expected)
+
+
+def test_threads_may_share_a_model(model: Any, reference: Any) -> None:
+    expected = generate(reference)
+    prosparse.accelerate(model)
+    results: list[Tensor | None] = [None] * 4
+
+    def run(i: int) -> None:
+        results[i] = generate(model)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(result is not None and torch.equal(result, expected) for result in results)
+
+
+def test_copies_and_pickles_stay_accelerated(model: Any, reference: Any) -> None:
+    expected = generate(reference)
+    prosparse.accelerate(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(generate(twin), expected)
+        assert prosparse.stats(twin)["decode_tokens"] == 11
+        prosparse.restore(twin)
+        assert torch.equal(generate(twin), expected)
+    assert prosparse.stats(model)["decode_tokens"] == 0, "the copies count for themselves"
+
+
+def test_gradients_are_those_of_the_model(model: Any, reference: Any) -> None:
+    ids = PROMPT[:, :6]
+    reference = copy.deepcopy(reference)
+    for which in (reference, prosparse.accelerate(model)):
+        which(ids, labels=ids).loss.backward()
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-6)
+    assert prosparse.stats(model)["decode_tokens"] == 0
+
+
+def test_other_dtypes_than_the_weights_run_dense(model: Any, reference: Any) -> None:
+    prosparse.accelerate(model)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(PROMPT[:, :4]).logits, reference(PROMPT[:, :4]).logits, rtol=0.05, atol=0.05)
+
+
+def test_stays_accelerated_when_cast(model: Any, reference: Any, op_calls: Any) -> None:
+    prosparse.accelerate(model).to(torch.bfloat16)
+    with torch.no_grad(), op_calls:
+        expected = copy.deepcopy(reference).to(torch.bfloat16)(PROMPT[:, :4]).logits
+        actual = model(PROMPT[:, :4]).logits
+    torch.testing.assert_close(actual, expected, rtol=0.05, atol=0.05)
+    assert op_calls.names == ["glu_exact"] * 3
+    assert prosparse.stats(model)["decode_tokens"] == 0, "a short prompt is not counted"
+
+
+def test_stats_count_exact_zeros_of_decode_tokens(model: Any, reference: Any) -> None:
+    layers = reference.model.layers
+    zeros = [0] * len(layers)
+
+    def count(i: int) -> Any:
+        def hook(_: Any, args: tuple[Tensor]) -> None:
+            if args[0].shape[1] == 1:
+                zeros[i] += int((args[0] == 0).sum())
+
+        return hook
+
+    handles = [layer.mlp.down_proj.register_forward_pre_hook(count(i)) for i, layer in enumerate(layers)]
+    generate(reference)
+    for handle in handles:
+        handle.remove()
+    prosparse.accelerate(model)
+    generate(model)
+    stats = prosparse.stats(model, reset=True)
+    expected = [round(n / (11 * 100), 6) for n in zeros]
+    assert stats["decode_tokens"] == 11
+    assert stats["activation_sparsity"]["layers"] == expected and 0.2 < min(expected)
+    assert stats["activation_sparsity"]["mean"] == pytest.approx(sum(expected) / 3, abs=1e-6)
+    again = prosparse.stats(model)
+    assert again["decode_tokens"] == 0 and again["activation_sparsity"] is None
+
+
+def test_dense_mode_runs_the_dense_kernels(model: Any, reference: Any) -> None:
+    prosparse.accelerate(model, mode="dense")
+    assert torch.equal(generate(model), generate(reference))
+    assert prosparse.stats(model)["decode_tokens"] == 11
+    prosparse.accelerate(model, mode="exact")  # changes the mode and starts counting anew
+    assert model.model.layers[0].mlp.mode == "exact" and prosparse.stats(model)["decode_tokens"] == 0
+    assert torch.equal(generate(model), generate(reference))
+
+
+def test_silu_is_told_that_there_is_nothing_to_skip(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Any]
+) -> None:
+    model = tiny(hidden_act="silu")
+    before = fingerprint(model)
+    monkeypatch.setattr(live.log, "propagate", True)
+    prosparse.accelerate(model)
+    assert_same(fingerprint(model), before)
+    assert len(caplog.records) == 1 and "silu, which makes no exact zeros" in caplog.text
+    with pytest.raises(UserError, match="mode exact needs an activation that makes exact zeros.*silu"):
+        prosparse.accelerate(model, mode="exact")
+    expected = model(PROMPT[:, :4] % 64).logits
+    with torch.no_grad():
+        actual = prosparse.accelerate(model, mode="dense")(PROMPT[:, :4] % 64).logits
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gelu_and_models_without_gated_ffns(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(live.log, "propagate", True)
+    gelu = tiny(hidden_act="gelu")
+    prosparse.accelerate(gelu)
+    assert "model.layers.0.mlp: its activation GELUActivation makes no exact zeros" in caplog.text
+    with pytest.raises(UnsupportedError, match="no FFN that prosparse runs.*GELUActivation"):
+        prosparse.accelerate(gelu, mode="dense")
+    with pytest.raises(UnsupportedError, match="gate_proj, up_proj, down_proj and act_fn"):
+        prosparse.accelerate(nn.Sequential(nn.Linear(4, 4)), mode="exact")
+    with pytest.raises(UserError, match="mode is 'fast'; supported are auto, dense, exact"):
+        prosparse.accelerate(gelu, mode="fast")
+    with pytest.raises(UserError, match="not accelerated"):
+        prosparse.stats(gelu)
+    assert prosparse.restore(gelu) is gelu

@@ -1,0 +1,82 @@
+"""Plans: a mixed one computes the same network, and one that does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_engine import assert_logits_close, decoded_logits, make_model, some_tokens
+
+import prosparse
+from prosparse.engine import Engine
+from prosparse.errors import MissingFileError, UserError
+from prosparse.placement import choose
+from prosparse.plan import LayerPlan, Plan, fingerprint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "model", layers=3)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Engine:
+    return prosparse.load(folder, weights="fp32")
+
+
+def test_a_mixed_plan_computes_the_same(folder: Path, engine: Engine, tmp_path: Path) -> None:
+    layers = (LayerPlan("dense"), LayerPlan("exact"), LayerPlan("dense"))
+    plan = Plan(fingerprint(engine.config), layers, "a test")
+    assert plan.mode == "mixed"
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    ids = some_tokens(40)
+    expected = decoded_logits(engine, ids)
+    for given in (plan, tmp_path / "plan.json", str(tmp_path / "plan.json")):
+        mixed = prosparse.load(folder, weights="fp32", plan=given)
+        assert mixed.plan == plan
+        assert [type(ffn).__name__ for _, ffn in mixed.decoder.blocks] == ["DenseFFN", "ExactFFN", "DenseFFN"]
+        assert_logits_close(decoded_logits(mixed, ids), expected, "mixed plan")
+
+
+def test_a_plan_must_fit(folder: Path, engine: Engine, tmp_path: Path) -> None:
+    plan = choose(engine.config, "exact")
+    with pytest.raises(UserError, match="plan: made for model .* with 3 layers"):
+        prosparse.load(folder, plan=Plan("0" * 16, plan.layers, ""))
+    with pytest.raises(UserError, match="with 2 layers, but this model is .* with 3"):
+        prosparse.load(folder, plan=Plan(plan.model, plan.layers[:2], ""))
+    with pytest.raises(UserError, match="a plan already says.*mode 'exact' was given too"):
+        prosparse.load(folder, mode="exact", plan=plan)
+    silu = make_model(tmp_path / "silu", hidden_act="silu")
+    config = prosparse.ModelConfig.from_hf(silu)
+    with pytest.raises(UserError, match="has exact layers, but silu makes no exact zeros"):
+        prosparse.load(silu, plan=Plan(fingerprint(config), (LayerPlan("exact"),) * 2, ""))
+    with pytest.raises(MissingFileError, match="cannot read the plan"):
+        prosparse.load(folder, plan=tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 99}, "schema_version is 99, expected 1"),
+        ({"layers": 3}, "not a plan"),
+        ({"layers": [3]}, "not a plan"),
+        ({"layers": [{"mode": "exact", "colour": "red"}]}, "not a plan"),
+        ({"layers": [{"mode": "guess"}]}, "mode is 'guess'; supported are dense, exact"),
+        ({"layers": [{"mode": "exact", "layout": "columns"}]}, "layout is 'columns'"),
+        ({"surprise": 1}, "not a plan"),
+        ({"model": None}, "not a plan"),
+    ],
+)
+def test_what_is_no_plan(engine: Engine, change: dict[str, Any], message: str) -> None:
+    data = json.loads(choose(engine.config, "exact").to_json()) | change
+    text = json.dumps({key: value for key, value in data.items() if value is not None})
+    with pytest.raises(UserError, match=message):
+        Plan.from_json(text, "plan.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "{}", '{"schema_version": 1}', "[" * 100000, "1" * 5000])
+def test_what_is_no_json_object(text: str) -> None:
+    with pytest.raises(UserError, match="^plan.json: "):
+        Plan.from_json(text, "plan.json")
