@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prosparse.kernels import cpu
+from prosparse.kernels.attend import attend_reference
 from prosparse.kernels.gate_select import gate_select_reference
 from prosparse.kernels.glu_active import glu_active_reference
 from prosparse.kernels.glu_dense import glu_dense_reference
@@ -16,6 +17,7 @@ from prosparse.kernels.linear import linear_reference
 
 REFERENCES = {
     "linear": linear_reference,
+    "attend": attend_reference,
     "gate_select": gate_select_reference,
     "glu_active": glu_active_reference,
     "glu_exact": glu_exact_reference,

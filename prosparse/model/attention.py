@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
+from prosparse.kernels.attend import attend, visible
+from prosparse.kernels.checks import MAX_ROWS
 from prosparse.kernels.linear import linear
 from prosparse.kernels.weight import Weight
 
@@ -83,19 +85,14 @@ class Attention:
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
         """One sequence: q [rows, heads, head_dim] over keys and values [kv_heads, length, head_dim]."""
         rows, group = q.shape[0], self.heads // self.kv_heads
+        if rows <= MAX_ROWS:
+            return attend(q.contiguous(), keys, values, start, self.window)
         # Query heads that share a key head become rows of one attention, so keys are never repeated.
         grouped = q.view(rows, self.kv_heads, group, self.head_dim).permute(1, 2, 0, 3)
         grouped = grouped.reshape(1, self.kv_heads, group * rows, self.head_dim).to(keys.dtype)
         first = max(0, start + 1 - self.window) if self.window else 0  # older keys are out of every row's window
         keys, values = keys[:, first:], values[:, first:]
-        mask = None if rows == 1 else self._mask(rows, start - first, keys).repeat(group, 1)
+        mask = visible(rows, start - first, keys.shape[1], self.window or 0, keys.device).repeat(group, 1)
         out = scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask)
         out = out.view(self.kv_heads, group, rows, self.head_dim).permute(2, 0, 1, 3)
         return out.reshape(rows, self.heads * self.head_dim).to(q.dtype)
-
-    def _mask(self, rows: int, start: int, keys: Tensor) -> Tensor:
-        """Which keys each of the new rows sees, [rows, length] bool."""
-        row = torch.arange(start, start + rows, device=keys.device)[:, None]
-        key = torch.arange(keys.shape[1], device=keys.device)
-        seen = key <= row
-        return seen & (key > row - self.window) if self.window else seen

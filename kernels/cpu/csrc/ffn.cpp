@@ -169,18 +169,16 @@ Tensor Partials::sum(const Tensor& like, int64_t* tally) const {
   void* to = out.mutable_data_ptr();
   constexpr int64_t kBlock = 512;  // floats
   const int64_t per_token = (x_.columns + kBlock - 1) / kBlock;
-  torch::stable::parallel_for(0, x_.tokens * per_token, 2, [&](int64_t from, int64_t until) {
-    for (int64_t block = from; block < until; ++block) {
-      const int64_t t = block / per_token, begin = block % per_token * kBlock;
-      const int64_t n = std::min(kBlock, x_.columns - begin);
-      float total[kBlock] = {};
-      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-        if (!used_[chunk]) continue;
-        const float* part = data_ + chunk * floats_ + t * x_.stride + begin;
-        for (int64_t i = 0; i < n; ++i) total[i] += part[i];
-      }
-      write_row(total, n, x_.format, to, t * x_.columns + begin);
+  parallel_tasks(x_.tokens * per_token, [&](int64_t block) {
+    const int64_t t = block / per_token, begin = block % per_token * kBlock;
+    const int64_t n = std::min(kBlock, x_.columns - begin);
+    float total[kBlock] = {};
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      if (!used_[chunk]) continue;
+      const float* part = data_ + chunk * floats_ + t * x_.stride + begin;
+      for (int64_t i = 0; i < n; ++i) total[i] += part[i];
     }
+    write_row(total, n, x_.format, to, t * x_.columns + begin);
   });
   for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
     tally[0] += counts_[chunk].up_rows;

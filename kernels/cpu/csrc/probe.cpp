@@ -1,6 +1,8 @@
 // Reads memory and does nothing else: the bandwidth that no kernel of this library can exceed.
 #include <torch/csrc/stable/library.h>
 
+#include <atomic>
+
 #include "parallel.h"
 #include "require.h"
 #include "tensors.h"

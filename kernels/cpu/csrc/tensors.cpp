@@ -14,20 +14,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-Format format_of(const char* op, const char* name, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return kFp32;
-    case ScalarType::Half:
-      return kFp16;
-    case ScalarType::BFloat16:
-      return kBf16;
-    default:
-      fail(op, ": ", name, " must be float32, float16 or bfloat16, got dtype code ",
-           static_cast<int>(tensor.scalar_type()));
-  }
-}
-
 void require_cpu(const char* op, const char* name, const Tensor& tensor) {
   require(tensor.is_cpu(), op, ": ", name, " must be on the CPU, like x; move it with .cpu()");
 }
@@ -44,13 +30,27 @@ void round_to(const float* from, int64_t n, T* to) {
 
 }  // namespace
 
+Format read_format(const char* op, const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return kFp32;
+    case ScalarType::Half:
+      return kFp16;
+    case ScalarType::BFloat16:
+      return kBf16;
+    default:
+      fail(op, ": ", name, " must be float32, float16 or bfloat16, got dtype code ",
+           static_cast<int>(tensor.scalar_type()));
+  }
+}
+
 Matrix read_matrix(const char* op, const char* name, const Tensor& tensor, int64_t columns) {
   require_cpu(op, name, tensor);
   require(tensor.dim() == 2, op, ": ", name, " must be [rows, columns], got ", tensor.dim(), " dimensions");
   require(tensor.size(1) == columns, op, ": ", name, " has ", tensor.size(1), " columns but x has ", columns);
   require(columns <= 1 || tensor.stride(1) == 1, op, ": rows of ", name, " must be contiguous, got stride ",
           tensor.stride(1), "; call .contiguous()");
-  const Format format = format_of(op, name, tensor);
+  const Format format = read_format(op, name, tensor);
   return {static_cast<const char*>(tensor.const_data_ptr()), tensor.size(0), columns,
           tensor.stride(0) * static_cast<int64_t>(tensor.element_size()), format};
 }
@@ -62,7 +62,7 @@ Input read_input(const char* op, const Tensor& x) {
           kMaxTokens);
   require(x.is_contiguous(), op, ": x must be contiguous; call .contiguous()");
   const int64_t tokens = x.size(0), columns = x.size(1), stride = round_up(columns, kPadding);
-  const Format format = format_of(op, "x", x);
+  const Format format = read_format(op, "x", x);
   float* data = workspace().x.at_least(tokens * stride);
   const char* from = static_cast<const char*>(x.const_data_ptr());
   for (int64_t t = 0; t < tokens; ++t) {

@@ -31,6 +31,7 @@ struct Input {
   const float* token(int64_t t) const { return data + t * stride; }
 };
 
+Format read_format(const char* op, const char* name, const Tensor& tensor);
 Matrix read_matrix(const char* op, const char* name, const Tensor& tensor, int64_t columns);
 
 // Converts into this thread's workspace: valid until the next op of the same thread.

@@ -1,0 +1,16 @@
+// Our own threads, because a decode step is hundreds of short parallel regions and each must survive a busy machine.
+//
+// A region ends when its tasks are done, not when every thread has come by: a worker that the system has put aside is
+// not waited for unless it holds a task. (A region of PyTorch's OpenMP pool waits for all its threads: with one other
+// process on two cores that is a scheduling slice of 8 ms for each region, 40 times what the work takes.)
+#pragma once
+
+#include <cstdint>
+
+namespace prosparse {
+
+// task(context, i) for every i < n, each once, on up to `threads` threads; returns when all are done. Which thread runs
+// which task is left open. While another thread's region runs, this one is computed by its caller alone.
+void run_tasks(int64_t n, int64_t threads, void (*task)(const void* context, int64_t i), const void* context);
+
+}  // namespace prosparse
