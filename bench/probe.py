@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
-
 import torch
 from torch import Tensor
 
 from prosparse.kernels import cpu
+from prosparse.weights.memory import Arena
 
 from .clock import Timing
 
@@ -20,10 +19,7 @@ class Probe:
     """Reads the next part of a buffer that no cache holds, once per call."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, BUFFER_BYTES)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)  # fewer page walks: a ceiling must not lose to them
-        buffer = torch.frombuffer(self._memory, dtype=torch.float32)
+        buffer = Arena(BUFFER_BYTES).empty((BUFFER_BYTES // 4,), torch.float32)  # on huge pages like the weights
         buffer.fill_(1.0)  # pages that were never written all read the same zeros
         self._parts = buffer.split(CALL_BYTES // buffer.element_size())
 

@@ -19,6 +19,7 @@ from ..errors import MachineError, UserError
 from ..machine import available_memory
 from .checkpoint import Checkpoint
 from .finite import check_finite
+from .memory import Arena
 from .model_weights import LayerWeights, ModelWeights
 from .names import TABLES, Names, bias_of, check_names, expected_shapes
 
@@ -121,9 +122,10 @@ class _Reader:
     ) -> None:
         self.checkpoint, self.dtype, self.device, self.progress = checkpoint, dtype, device, progress
         self.done = self.total = 0
+        self.empty: Callable[..., Tensor] = torch.empty
 
     def expect(self, total: int) -> None:
-        """Insist that `total` bytes fit into memory."""
+        """Insist that `total` bytes fit into memory, and reserve them on the CPU."""
         self.total = total
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_memory()
         if total > free:
@@ -132,12 +134,14 @@ class _Reader:
                 f"{FORMAT_OF_DTYPE[self.dtype]}, but {free / 2**30:.1f} GiB of {self.device.type} memory are free; "
                 "close other programs or use a smaller model"
             )
+        if self.device.type == "cpu":
+            self.empty = Arena(total).empty
 
     def matrix(self, *parts: str, transpose: bool = False) -> Weight:
         """One matrix, or several one below the other; transposed means its columns become rows."""
         rows = sum(self.checkpoint.shape(name)[0] for name in parts)
         columns = self.checkpoint.shape(parts[0])[1]
-        codes = torch.empty((columns, rows) if transpose else (rows, columns), dtype=self.dtype)
+        codes = self.empty((columns, rows) if transpose else (rows, columns), dtype=self.dtype)
         start = 0
         for name in parts:
             source = self.checkpoint.read(name)

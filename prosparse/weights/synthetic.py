@@ -18,6 +18,7 @@ from collections.abc import Callable
 from statistics import NormalDist
 
 import torch
+from torch import Tensor
 
 from prosparse.kernels.activation import Activation
 from prosparse.kernels.weight import FORMATS, Weight
@@ -25,6 +26,7 @@ from prosparse.kernels.weight import FORMATS, Weight
 from ..config import ModelConfig
 from ..errors import MachineError, UserError
 from ..machine import available_memory
+from .memory import Arena
 from .model_weights import LayerWeights, ModelWeights
 
 Progress = Callable[[int, int], None]
@@ -90,19 +92,21 @@ class MatrixMaker:
         self._dtype, self._progress = FORMATS[fmt], progress
         self._block = torch.randn(BLOCK, generator=self._rng).to(self._dtype)
         self._done = self._total = 0
+        self._empty: Callable[..., Tensor] = torch.empty
 
     def expect(self, total: int) -> None:
-        """Insist that `total` bytes fit into memory, and report progress against them."""
+        """Insist that `total` bytes fit into memory, reserve them, and report progress against them."""
         self._total, free = total, available_memory()
         if total * 1.1 > free:  # a tenth for the cache and everything else
             raise MachineError(
                 f"synthetic: the weights need {total / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB of memory are free; "
                 "take a smaller shape"
             )
+        self._empty = Arena(total).empty
 
     def matrix(self, rows: int, columns: int, scale: float) -> Weight:
         """[rows, columns] with normal entries of standard deviation `scale`."""
-        codes = torch.empty(rows * columns, dtype=self._dtype)
+        codes = self._empty((rows * columns,), dtype=self._dtype)
         start = int(torch.randint(BLOCK, (1,), generator=self._rng))
         done = 0
         while done < codes.numel():

@@ -1,0 +1,57 @@
+"""One block of memory for all weights of a model, on huge pages where the system gives them.
+
+Decode walks through every weight once a token, far more memory than the processor's page tables can keep at hand with
+pages of 4 KiB; `docs/performance.md` has what huge pages change.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import mmap
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import MachineError
+
+log = logging.getLogger("prosparse")
+
+HUGE_PAGE = 2 << 20  # bytes, on x86-64 and most arm64
+ALIGNMENT = 64  # bytes: a cache line
+
+
+class Arena:
+    """Hands out tensors of one block of the CPU's memory, which is freed when the last of them is.
+
+    Args:
+        nbytes: of all tensors together.
+
+    Raises:
+        MachineError: the system refuses the memory.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        size = nbytes + nbytes // 1000 + 2 * HUGE_PAGE  # alignment takes at most 63 bytes of a tensor
+        try:
+            block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MachineError(
+                f"load: the system refuses {size / 2**30:.1f} GiB of memory for the weights ({error.strerror}); close "
+                "other programs or use a smaller model"
+            ) from error
+        try:
+            block.madvise(mmap.MADV_HUGEPAGE)
+        except (AttributeError, OSError) as error:
+            log.info("no huge pages for the weights (%s): pages of 4 KiB serve, somewhat slower", error)
+        self._bytes = torch.frombuffer(block, dtype=torch.uint8)  # keeps the block alive, as every view of it does
+        self._used = -self._bytes.data_ptr() % HUGE_PAGE
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        start = self._used
+        self._used = start + -(-nbytes // ALIGNMENT) * ALIGNMENT
+        assert self._used <= self._bytes.numel(), "more was taken from an arena than was asked for"
+        return self._bytes[start : start + nbytes].view(dtype).view(*shape)
