@@ -35,7 +35,7 @@ def read_json_object(path: Path, error: type[UserError] = ConfigError) -> dict[s
     except UnicodeDecodeError as fault:
         raise error(f"{path}: not UTF-8 text (byte {fault.start}); download the file again") from None
     except OSError as fault:
-        raise error(f"{path}: cannot be read: {fault.strerror}") from None
+        raise error(f"{path}: cannot be read: {fault.strerror}; check its permissions") from None
     return parse_json_object(text, str(path), error)
 
 

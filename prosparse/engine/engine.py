@@ -22,6 +22,7 @@ from .stats import request_stats
 from .tokenizer import Tokenizer
 
 MAX_TOGETHER = 16  # prompts decoded in one step; the ops take no more tokens
+LONGEST_TOKEN = 256  # characters; real vocabularies end at 128, with runs of spaces
 Prompt = str | Sequence[int]
 
 
@@ -146,6 +147,11 @@ class Engine:
     def _prompt_ids(self, prompt: Prompt, number: int) -> list[int]:
         where = f"prompt {number}"
         if isinstance(prompt, str):
+            if len(prompt) > self.context * LONGEST_TOKEN:  # megabytes of text are not worth tokenizing to say so
+                raise UserError(
+                    f"generate: {where} has {len(prompt)} characters, more than {self.context} tokens can hold; "
+                    "shorten it or raise --context"
+                )
             ids = self.tokenizer.encode(prompt)
             if not ids and self.tokenizer.bos_id is not None:
                 ids = [self.tokenizer.bos_id]

@@ -17,6 +17,7 @@ from ..placement import choose
 from ..plan import Plan
 from ..sparsity import DenseFFN, ExactFFN
 from ..weights import Checkpoint, ModelWeights, load_weights, resolve_model
+from ..weights.names import check_names
 from .engine import Engine
 from .tokenizer import Tokenizer
 
@@ -69,10 +70,12 @@ def load(
     for note in config.notes:
         log.warning("%s: %s", folder.name, note)
     context = _check_context(context, config)
-    chosen = _plan(plan, config, mode)
-    # What is quick to read comes first, so that a fault in it is told before gigabytes are.
-    tokenizer, model_sampling = Tokenizer.load(folder, config), SamplingParams.from_hf(folder)
+    # What is quick to read comes first, so that a fault in it is told before gigabytes are; of that the headers of the
+    # weights, before anything is made to the sizes of a config that may be wrong.
     checkpoint = Checkpoint(folder)
+    check_names(checkpoint, config)
+    chosen = _plan(plan, config, mode)
+    tokenizer, model_sampling = Tokenizer.load(folder, config), SamplingParams.from_hf(folder)
     tensors = load_weights(checkpoint, config, dtype or weights, torch_device, progress)
     decoder = assemble(config, tensors, chosen, context)
     log.info("%s: %s weights, mode %s (%s)", folder.name, tensors.embed.format, chosen.mode, chosen.reason)

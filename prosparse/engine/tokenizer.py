@@ -168,8 +168,8 @@ class Tokenizer:
         if template is None:
             raise TokenizerError(
                 f"{self._source}: the model has no chat template (chat_template.jinja, or chat_template in "
-                "tokenizer_config.json); generate from a plain prompt instead, or add the template the model was "
-                "trained with"
+                "tokenizer_config.json); generate from a plain prompt instead (`prosparse generate`), or "
+                "add the template it was trained with"
             )
         return template
 

@@ -51,10 +51,10 @@ def load_pretrained(folder: Path) -> Any:
             # No settings to ask, and every model that came with a bare tokenizer.model was trained with a BOS.
             pretrained = LlamaTokenizer.from_pretrained(folder, add_bos_token=True, **local)
     except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or "no message").splitlines()[0]
         raise TokenizerError(
-            f"{folder}: the tokenizer files cannot be read: {reason}; fetch tokenizer.json, tokenizer_config.json or "
-            "tokenizer.model anew"
+            f"{folder}: the tokenizer files cannot be read ({type(error).__name__}: {reason}); fetch "
+            "tokenizer.json, tokenizer_config.json or tokenizer.model anew"
         ) from error
     if not hasattr(pretrained, "backend_tokenizer"):
         raise TokenizerError(

@@ -81,7 +81,7 @@ class Checkpoint:
                 self._files[path] = safe_open(path, framework="pt", device="cpu")
             tensor = self._files[path].get_tensor(name)
         except (SafetensorError, OSError) as fault:
-            raise CheckpointError(f"{path}: {name} cannot be read: {fault}") from None
+            raise CheckpointError(f"{path}: {name} cannot be read: {fault}; download the file again") from None
         if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:
             raise CheckpointError(f"{path}: changed while it was being read; load the model again")
         return tensor

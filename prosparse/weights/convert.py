@@ -165,7 +165,7 @@ def _beside(target: Path) -> Iterator[Path]:
         if isinstance(fault, UserError):
             raise
         why = "the disk is full" if fault.errno == errno.ENOSPC else fault.strerror
-        raise MachineError(f"convert: {target} cannot be written: {why}") from fault
+        raise MachineError(f"convert: {target} cannot be written: {why}; choose another destination") from fault
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -25,7 +25,9 @@ def check_finite(checkpoint: Checkpoint | PickledCheckpoint, name: str, converte
     stored = checkpoint.read(name)
     where = f"{checkpoint.path(name)}: {name}"
     if bad := stored.numel() - int(torch.isfinite(stored).sum()):
-        raise CheckpointError(f"{where} has {bad} of {stored.numel()} weights that are NaN or infinite: it is damaged")
+        raise CheckpointError(
+            f"{where} has {bad} of {stored.numel()} weights that are NaN or infinite; download it again"
+        )
     raise CheckpointError(
         f"{where} has weights beyond the range of {FORMAT_OF_DTYPE[converted.dtype]}; use --weights bf16 or fp32"
     )

@@ -24,6 +24,7 @@ DTYPES = {
     "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "F16": torch.float16, "BF16": torch.bfloat16,
     "F32": torch.float32, "F64": torch.float64, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+ADVICE = "; the file is damaged: download it again"
 # What people have in place of weights when a download went wrong
 IMPOSTORS = {
     b"version https://git-lfs": "a Git LFS pointer, not the weights; run `git lfs pull` in the folder",
@@ -77,7 +78,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
     except OSError as fault:
-        raise CheckpointError(f"{path}: cannot be read: {fault.strerror}") from None
+        raise CheckpointError(f"{path}: cannot be read: {fault.strerror}; check its permissions") from None
     try:
         header = parse_json_object(text.decode("utf-8"), f"{path}: header", CheckpointError)
     except UnicodeDecodeError:
@@ -90,19 +91,20 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def _tensor_info(entry: Any, where: str) -> TensorInfo:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise CheckpointError(f"{where}: expected dtype, shape and data_offsets, got {show(entry)}")
+        raise CheckpointError(f"{where}: expected dtype, shape and data_offsets, got {show(entry)}{ADVICE}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{where}: dtype {show(dtype)} is not known; known are {', '.join(DTYPES)}")
     if not _is_sizes(shape) or len(shape) > 8:
-        raise CheckpointError(f"{where}: shape must be a list of at most 8 sizes, got {show(shape)}")
+        raise CheckpointError(f"{where}: shape must be a list of at most 8 sizes, got {show(shape)}{ADVICE}")
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{where}: data_offsets must be [start, end], got {show(offsets)}")
+        raise CheckpointError(f"{where}: data_offsets must be [start, end], got {show(offsets)}{ADVICE}")
     info = TensorInfo(DTYPES[dtype], tuple(shape), offsets[0], offsets[1])
     needed = prod(info.shape) * info.dtype.itemsize
     if info.end - info.start != needed:
         raise CheckpointError(
-            f"{where}: {dtype} of shape {shape} needs {show(needed)} bytes, data_offsets span {info.end - info.start}"
+            f"{where}: {dtype} of shape {shape} needs {show(needed)} bytes, data_offsets span "
+            f"{info.end - info.start}{ADVICE}"
         )
     return info
 
@@ -116,13 +118,11 @@ def _check_coverage(path: Path, tensors: dict[str, TensorInfo], data_bytes: int)
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.start != covered:
             what = "overlaps the tensor before it" if info.start < covered else "leaves a gap before it"
-            raise CheckpointError(f"{path}: {name} {what} (starts at byte {info.start}, expected {covered})")
+            raise CheckpointError(f"{path}: {name} {what} (starts at byte {info.start}, expected {covered}){ADVICE}")
         covered = info.end
     if covered > data_bytes:
         raise CheckpointError(
             f"{path}: cut off: its tensors need {covered} bytes, the file holds {data_bytes} of them; download it again"
         )
     if covered < data_bytes:
-        raise CheckpointError(
-            f"{path}: {data_bytes - covered} bytes follow the last tensor; the file is damaged: download it again"
-        )
+        raise CheckpointError(f"{path}: {data_bytes - covered} bytes follow the last tensor{ADVICE}")

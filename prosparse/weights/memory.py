@@ -1,7 +1,7 @@
 """One block of memory for all weights of a model, on huge pages where the system gives them.
 
 Decode walks through every weight once a token, far more memory than the processor's page tables can keep at hand with
-pages of 4 KiB; `docs/performance.md` has what huge pages change.
+pages of 4 KiB; `docs/performance.md` has what huge pages change. PROSPARSE_HUGE_PAGES=0 does without.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import mmap
+import os
 from collections.abc import Sequence
 
 import torch
@@ -41,10 +42,11 @@ class Arena:
                 f"load: the system refuses {size / 2**30:.1f} GiB of memory for the weights ({error.strerror}); close "
                 "other programs or use a smaller model"
             ) from error
-        try:
-            block.madvise(mmap.MADV_HUGEPAGE)
-        except (AttributeError, OSError) as error:
-            log.info("no huge pages for the weights (%s): pages of 4 KiB serve, somewhat slower", error)
+        if os.environ.get("PROSPARSE_HUGE_PAGES") != "0":
+            try:
+                block.madvise(mmap.MADV_HUGEPAGE)
+            except (AttributeError, OSError) as error:
+                log.info("no huge pages for the weights (%s): pages of 4 KiB serve, somewhat slower", error)
         self._bytes = torch.frombuffer(block, dtype=torch.uint8)  # keeps the block alive, as every view of it does
         self._used = -self._bytes.data_ptr() % HUGE_PAGE
 

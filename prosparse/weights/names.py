@@ -114,7 +114,7 @@ def check_names(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig)
     if layers != config.layers:  # before the list of names is made, which a config with 2^31 layers would not survive
         raise CheckpointError(
             f"{folder}: config.json says num_hidden_layers {config.layers}, but the weights have {layers} layers; "
-            "they do not belong together"
+            "they do not belong together: take both from one download"
         )
     expected = expected_shapes(config)
     if missing := [name for name in expected if name not in checkpoint]:
@@ -127,8 +127,8 @@ def check_names(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig)
     unknown = [name for name in checkpoint.names() if name not in known and not names.harmless.fullmatch(name)]
     if unknown:
         raise CheckpointError(
-            f"{folder}: {len(unknown)} tensors that a {config.family} model does not have: {listed(unknown)}; "
-            "prosparse would compute something else than this model"
+            f"{folder}: holds what a {config.family} model does not have: {listed(unknown)}; prosparse would compute "
+            "something else than this model: use plain weights, with adapters merged"
         )
     for name, shape in known.items():
         if name not in checkpoint:
@@ -136,7 +136,7 @@ def check_names(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig)
         if checkpoint.shape(name) != shape:
             raise CheckpointError(
                 f"{checkpoint.path(name)}: {name} is {list(checkpoint.shape(name))}, but config.json makes it "
-                f"{list(shape)}; they do not belong together"
+                f"{list(shape)}; they do not belong together: take both from one download"
             )
         check_dtype(name, checkpoint.dtype(name), str(checkpoint.path(name)))
 

@@ -12,6 +12,7 @@ pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installe
 
 from prosparse.bench.check import OPS, check_ffn, clear_input
 from prosparse.kernels.activation import Activation
+from prosparse.kernels.attend import attend
 from prosparse.kernels.linear import linear
 from prosparse.kernels.tally import NONZERO, new_tally
 from prosparse.weights.synthetic import MatrixMaker
@@ -45,3 +46,19 @@ def test_linear(benchmark, fmt):
     y = benchmark.pedantic(linear, (x, weight), **ROUNDS)
     torch.testing.assert_close(y.double(), x.double() @ weight.codes.double().T, rtol=1e-4, atol=1e-5)
     benchmark.extra_info |= {"activation_sparsity": 0.0, "weights": fmt}
+
+
+@pytest.mark.parametrize("whose", ["ours", "pytorch"])
+def test_attention_of_one_token(benchmark, whose):
+    """The embedded model's heads over a full cache of 512 positions, beside PyTorch's attention with the same trick."""
+    heads, kv_heads, head_dim, length = 6, 2, 64, 512
+    rng = torch.Generator().manual_seed(0)
+    q = torch.randn(1, heads, head_dim, generator=rng)
+    keys, values = (torch.randn(kv_heads, length, head_dim, generator=rng).bfloat16() for _ in range(2))
+
+    def pytorch(*_):
+        grouped = q.view(1, kv_heads, heads // kv_heads, head_dim).to(keys.dtype)
+        return torch.nn.functional.scaled_dot_product_attention(grouped, keys[None], values[None]).float()
+
+    ours = benchmark.pedantic(attend if whose == "ours" else pytorch, (q, keys, values, length - 1), **ROUNDS)
+    torch.testing.assert_close(ours.view(-1), pytorch().view(-1), rtol=2e-2, atol=2e-2)

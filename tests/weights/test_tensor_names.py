@@ -51,7 +51,7 @@ def test_missing_lm_head_names_the_key_that_ties_it(tmp_path):
 def test_unknown_tensor_is_fatal(tmp_path, name):
     folder = write_tiny(tmp_path)
     rewrite(folder, **{name: torch.zeros(4)})
-    with pytest.raises(CheckpointError, match=f"1 tensors that a llama model does not have: {name}"):
+    with pytest.raises(CheckpointError, match=f"holds what a llama model does not have: {name}"):
         check(folder)
 
 

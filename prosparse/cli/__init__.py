@@ -1,0 +1,103 @@
+"""The command line: parse, build a config, call one function.
+
+Results go to stdout, progress and log to stderr. Exit status: 0 done, 1 run-time failure, 2 wrong input, 130 Ctrl-C.
+Nothing heavy is imported before a command runs, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import ProsparseError, UserError
+from . import bench, chat, convert, demo, doctor, generate, perplexity
+
+COMMANDS = (demo, generate, chat, bench, perplexity, convert, doctor)
+DEBUG_HELP = "show the traceback of an error, and debug log lines"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage ends in one line that says where help is."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="prosparse",
+        description="Run ReLU-sparse language models by reading only the weights that matter.",
+        epilog="Start with: prosparse demo",
+    )
+    parser.add_argument("--version", action="version", version=f"prosparse {__version__}")
+    parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for module in COMMANDS:
+        sub = commands.add_parser(module.NAME, help=module.HELP, description=module.DESCRIPTION)
+        sub.add_argument("--debug", action="store_true", help=DEBUG_HELP)
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run, parser=sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in argv
+    _set_up_log(debug)
+    try:
+        parser = build_parser()
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            raise UserError(_unknown(unknown[0], args))
+        if args.command is None:
+            parser.print_help()
+            return 0
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, debug)
+    except BrokenPipeError:
+        # The reader went away (`prosparse ... | head`); what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ProsparseError as error:
+        return _fail(str(error), 2 if isinstance(error, UserError) else 1, debug)
+    except Exception as error:
+        if str(error).startswith("PROSPARSE_"):  # kernels read their environment, and know no UserError
+            return _fail(f"{error}; set it to one of these, or unset it", 2, debug)
+        return _fail(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", 1, debug)
+
+
+def _unknown(argument: str, args: argparse.Namespace) -> str:
+    """The error for an argument that the command does not have, with the option that was probably meant."""
+    parser: argparse.ArgumentParser | None = getattr(args, "parser", None)
+    if parser is None:
+        return f"prosparse: unknown option {argument}; see prosparse --help"
+    known = [name for action in parser._actions for name in action.option_strings]
+    close = difflib.get_close_matches(argument.split("=", 1)[0], known, 1) if argument.startswith("-") else []
+    hint = f"did you mean {close[0]}?" if close else f"see {parser.prog} --help"
+    kind = "unknown option" if argument.startswith("-") else "unexpected argument"
+    return f"{parser.prog}: {kind} {argument}; {hint}"
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    print(f"prosparse: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    if debug:
+        logging.getLogger("prosparse").debug("traceback", exc_info=True)
+    return status
+
+
+def _set_up_log(debug: bool) -> None:
+    logger = logging.getLogger("prosparse")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("prosparse: %(message)s"))
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,29 @@
+"""prosparse convert: write a checkpoint in safetensors."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import options
+
+NAME = "convert"
+HELP = "write a checkpoint in safetensors, from .bin files or in another dtype"
+DESCRIPTION = (
+    "Write a model folder in safetensors. Reads safetensors or PyTorch .bin files, the latter without running any code "
+    "they may carry. The new folder appears only when it is complete."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="folder to read")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write; must not exist yet")
+    parser.add_argument("--weights", default="auto", help="auto, fp32, fp16 or bf16 (default: as stored)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output folder if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..weights import convert  # heavy: torch
+
+    bar = options.progress_bar("converting")
+    convert(args.model, args.output, args.weights, overwrite=args.overwrite, progress=bar)
+    return 0

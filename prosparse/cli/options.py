@@ -1,0 +1,79 @@
+"""Options that several commands share. Each equals a keyword of `prosparse.load` or `Engine.generate`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+LOADING = ("mode", "weights", "device", "threads", "context", "fatrelu_threshold", "plan")
+SAMPLING = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "sampling",
+)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="?", help="folder with a Hugging Face model, or a hub id (default: the embedded model)"
+    )
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("loading")
+    group.add_argument(
+        "--mode",
+        default="auto",
+        help="auto, dense or exact (default: exact where the activation makes zeros, else dense)",
+    )
+    group.add_argument(
+        "--weights", default="auto", help="auto, fp32, fp16 or bf16 (default: as stored; fp32 is held as bf16)"
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: cuda where there is one)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    group.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and text together")
+    group.add_argument("--fatrelu-threshold", type=float, metavar="T", help="run the gate with FATReLU at T; 0 is ReLU")
+    group.add_argument("--plan", metavar="FILE", help="how each layer runs, from a plan file")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling (default: greedy)")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="stop after N tokens (default: 128)")
+    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
+    group.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest tokens")
+    group.add_argument("--top-p", type=float, metavar="P", help="keep the smallest set of tokens of probability P")
+    group.add_argument("--min-p", type=float, metavar="P", help="drop tokens below P times the likeliest")
+    group.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 discourages tokens already seen")
+    group.add_argument("--seed", type=int, metavar="N", help="same seed, same text")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end the text before TEXT; may be repeated")
+    group.add_argument("--sampling", choices=["model"], help="start from the model's generation_config.json")
+
+
+def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    """The options a user set, by keyword."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def progress_bar(what: str, unit: str = "B") -> Callable[[int, int], None] | None:
+    """A bar on stderr where that is a terminal, else nothing."""
+    if not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm  # heavy for --help
+
+    bar = tqdm(desc=what, unit=unit, unit_scale=True, unit_divisor=1000, leave=False, delay=1.0)
+
+    def update(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return update
