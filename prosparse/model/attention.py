@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from prosparse.kernels.attend import attend, visible
 from prosparse.kernels.checks import MAX_ROWS
 from prosparse.kernels.linear import linear
+from prosparse.kernels.rms_norm import rms_norm
 from prosparse.kernels.weight import Weight
 
 from ..config import ModelConfig
@@ -68,7 +69,7 @@ class Attention:
 
     def __call__(self, residual: Tensor, step: Step, cache: KVCache) -> Tensor:
         """residual is [tokens, hidden] float32, the tokens of one sequence adjacent; so is the result."""
-        x = linear(rms_norm(residual, self.norm.shape, self.norm, self.norm_eps), self.qkv)
+        x = linear(rms_norm(residual, self.norm, self.norm_eps), self.qkv)
         if self.qkv_bias is not None:
             x = x + self.qkv_bias
         x = x.view(x.shape[0], self.heads + 2 * self.kv_heads, self.head_dim)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
-from torch.nn.functional import rms_norm
 
 from prosparse.kernels.linear import linear
+from prosparse.kernels.rms_norm import rms_norm
 from prosparse.kernels.weight import Weight
 
 from ..config import ModelConfig
@@ -104,5 +104,5 @@ class Decoder:
         return self.embed.codes[token_ids].float().mul_(self.config.embed_scale)
 
     def _finish(self, residual: Tensor) -> Tensor:
-        hidden = rms_norm(residual, self.final_norm.shape, self.final_norm, self.config.norm_eps)
+        hidden = rms_norm(residual, self.final_norm, self.config.norm_eps)
         return hidden.mul_(self.config.logit_scale)

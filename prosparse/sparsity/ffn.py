@@ -10,13 +10,13 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm
 
 from prosparse.kernels.activation import Activation, gate_value, up_value
 from prosparse.kernels.checks import MAX_ROWS
 from prosparse.kernels.glu_dense import glu_dense
 from prosparse.kernels.glu_exact import glu_exact
 from prosparse.kernels.linear import gemm_transposed, linear
+from prosparse.kernels.rms_norm import rms_norm
 from prosparse.kernels.weight import Weight
 
 
@@ -64,7 +64,7 @@ class GatedFFN(ABC):
         return steps * self.gate.nbytes + up_rows * self.up.row_bytes + down_rows * self.down.row_bytes
 
     def _normed(self, residual: Tensor) -> Tensor:
-        return rms_norm(residual, self.norm.shape, self.norm, self.norm_eps)
+        return rms_norm(residual, self.norm, self.norm_eps)
 
     @abstractmethod
     def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
