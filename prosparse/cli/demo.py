@@ -19,7 +19,7 @@ DESCRIPTION = (
     "sparsity, speed. Then dense against exact decode speed on the shape of MiniCPM-S-1B, with synthetic weights."
 )
 PROMPTS = ("The little girl looked at the", '"I do not know," said', "The old king sat by the fire and")
-SAMPLING = {"temperature": 0.7, "top_k": 40, "seed": 1}
+SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_k": 40, "seed": 1}
 SPEED_SHAPE, SPEED_SPARSITY = "minicpm-s-1b", 0.88
 
 
