@@ -15,11 +15,13 @@ from prosparse.kernels.glu_dense import glu_dense_reference
 from prosparse.kernels.glu_exact import glu_exact_reference
 from prosparse.kernels.linear import linear_reference
 from prosparse.kernels.rms_norm import rms_norm_reference
+from prosparse.kernels.rotary_store import rotary_store_reference
 
 REFERENCES = {
     "linear": linear_reference,
     "attend": attend_reference,
     "rms_norm": rms_norm_reference,
+    "rotary_store": rotary_store_reference,
     "gate_select": gate_select_reference,
     "glu_active": glu_active_reference,
     "glu_exact": glu_exact_reference,

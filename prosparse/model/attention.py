@@ -15,11 +15,12 @@ from prosparse.kernels.attend import attend, visible
 from prosparse.kernels.checks import MAX_ROWS
 from prosparse.kernels.linear import linear
 from prosparse.kernels.rms_norm import rms_norm
+from prosparse.kernels.rotary_store import rotary_store
 from prosparse.kernels.weight import Weight
 
 from ..config import ModelConfig
 from .cache import KVCache
-from .rope import RopeTable, rotate
+from .rope import RopeTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Step:
         slots: cache slot of each sequence.
         starts: how many tokens each sequence already has.
         rows: new tokens of each sequence.
-        cos, sin: angles of the new tokens, [len(slots) * rows, 1, head_dim / 2].
+        cos, sin: angles of the new tokens, [len(slots) * rows, head_dim / 2].
     """
 
     slots: tuple[int, ...]
@@ -72,14 +73,12 @@ class Attention:
         x = linear(rms_norm(residual, self.norm, self.norm_eps), self.qkv)
         if self.qkv_bias is not None:
             x = x + self.qkv_bias
-        x = x.view(x.shape[0], self.heads + 2 * self.kv_heads, self.head_dim)
-        rotated = rotate(x[:, : self.heads + self.kv_heads], step.cos, step.sin)
-        q, k, v = rotated[:, : self.heads], rotated[:, self.heads :], x[:, self.heads + self.kv_heads :]
         attended = []
         for i, (slot, start) in enumerate(zip(step.slots, step.starts, strict=True)):
             own = slice(i * step.rows, (i + 1) * step.rows)
-            keys, values = cache.extend(self.layer, slot, start, k[own], v[own])
-            attended.append(self._attend(q[own], keys, values, start))
+            keys, values = cache.up_to(self.layer, slot, start + step.rows)
+            q = rotary_store(x[own], step.cos[own], step.sin[own], keys, values, start)
+            attended.append(self._attend(q, keys, values, start))
         out = linear(attended[0] if len(attended) == 1 else torch.cat(attended), self.o)
         return torch.add(residual, out, alpha=self.scale)
 
@@ -87,7 +86,7 @@ class Attention:
         """One sequence: q [rows, heads, head_dim] over keys and values [kv_heads, length, head_dim]."""
         rows, group = q.shape[0], self.heads // self.kv_heads
         if rows <= MAX_ROWS:
-            return attend(q.contiguous(), keys, values, start, self.window)
+            return attend(q, keys, values, start, self.window)
         # Query heads that share a key head become rows of one attention, so keys are never repeated.
         grouped = q.view(rows, self.kv_heads, group, self.head_dim).permute(1, 2, 0, 3)
         grouped = grouped.reshape(1, self.kv_heads, group * rows, self.head_dim).to(keys.dtype)

@@ -41,17 +41,6 @@ class KVCache:
             ) from error
         self.slots, self.context = slots, context
 
-    def extend(self, layer: int, slot: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the rows of one sequence at `start` and return everything it has so far.
-
-        Args:
-            keys, values: [rows, kv_heads, head_dim], any float dtype.
-
-        Returns:
-            keys and values, [kv_heads, start + rows, head_dim], views of the cache.
-        """
-        end = start + keys.shape[0]
-        all_keys, all_values = self.keys[layer, slot, :, :end], self.values[layer, slot, :, :end]
-        all_keys[:, start:] = keys.transpose(0, 1)
-        all_values[:, start:] = values.transpose(0, 1)
-        return all_keys, all_values
+    def up_to(self, layer: int, slot: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a sequence's first `end` positions, views of the cache, [kv_heads, end, head_dim]."""
+        return self.keys[layer, slot, :, :end], self.values[layer, slot, :, :end]

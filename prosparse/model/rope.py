@@ -1,6 +1,4 @@
-"""Rotary position embedding (Su et al., 2021), with the halves of a head rotated against each other.
-
-    [a, b] -> [a cos - b sin, b cos + a sin]        angle = position * inverse frequency
+"""Angles of the rotary position embedding: position * inverse frequency. `kernels.rotary_store` turns by them.
 
 Tables are made once for the whole context, in fp32 as the models were trained.
 """
@@ -42,15 +40,9 @@ def _llama3(frequency: Tensor, rope: RopeConfig) -> Tensor:
 
 
 class RopeTable:
-    """cos and sin of every position of the context, [context, 1, head_dim / 2] float32."""
+    """cos and sin of every position of the context, [context, head_dim / 2] float32."""
 
     def __init__(self, rope: RopeConfig, head_dim: int, max_position: int, context: int, device: torch.device) -> None:
         frequency = inverse_frequencies(rope, head_dim, max_position, context)
-        angle = torch.outer(torch.arange(context, dtype=torch.float32), frequency)[:, None, :].to(device)
+        angle = torch.outer(torch.arange(context, dtype=torch.float32), frequency).to(device)
         self.cos, self.sin = angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [tokens, heads, head_dim] by the angles of its tokens, [tokens, 1, head_dim / 2]."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

@@ -10,35 +10,15 @@
 #include <cmath>
 #include <cstring>
 
+#include "cached.h"
 #include "isa.h"
 #include "parallel.h"
-#include "require.h"
-#include "tensors.h"
 #include "workspace.h"
 
 namespace prosparse {
 namespace {
 
 constexpr int64_t kBlock = 256;  // positions: of 64 bf16 numbers, keys and values of a block stay in a 64 KiB share of L2
-
-// Keys or values of one sequence: [kv_heads, length, head_dim] with any stride between heads and positions.
-struct Cached {
-  const char* data;
-  int64_t heads, length, head_dim, head_bytes, position_bytes;
-  Format format;
-
-  const void* row(int64_t head, int64_t position) const {
-    return data + head * head_bytes + position * position_bytes;
-  }
-};
-
-Cached read_cached(const char* name, const Tensor& tensor) {
-  require(tensor.is_cpu() && tensor.dim() == 3, "attend: ", name, " must be [kv_heads, length, head_dim] on the CPU");
-  require(tensor.size(2) <= 1 || tensor.stride(2) == 1, "attend: head_dim of ", name, " must be contiguous");
-  const int64_t item = static_cast<int64_t>(tensor.element_size());
-  return {static_cast<const char*>(tensor.const_data_ptr()), tensor.size(0), tensor.size(1), tensor.size(2),
-          tensor.stride(0) * item, tensor.stride(1) * item, read_format("attend", name, tensor)};
-}
 
 // e^x for x <= 0 to 2 units in the last place, NaN for NaN (Cephes' polynomial); std::exp would not vectorise.
 inline float exp_below_zero(float x) {
@@ -145,7 +125,7 @@ struct Attention {
 Tensor attend(const Tensor& q, const Tensor& keys, const Tensor& values, int64_t start, int64_t window) {
   require(q.is_cpu() && q.dim() == 3 && q.is_contiguous() && read_format("attend", "q", q) == kFp32,
           "attend: q must be a contiguous [rows, heads, head_dim] float32 tensor on the CPU");
-  const Cached k = read_cached("keys", keys), v = read_cached("values", values);
+  const Cached k = read_cached("attend", "keys", keys), v = read_cached("attend", "values", values);
   const int64_t rows = q.size(0), heads = q.size(1), head_dim = q.size(2);
   require(1 <= rows && rows <= kMaxTokens, "attend: q has ", rows, " rows, this op takes 1 to ", kMaxTokens);
   require(k.heads == v.heads && k.length == v.length && k.format == v.format && k.head_dim == head_dim &&

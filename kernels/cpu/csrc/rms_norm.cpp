@@ -1,5 +1,5 @@
-// RMSNorm of a few tokens; kernels/rms_norm.py says what it means. PyTorch's own takes 10 to 15 us for one token, of
-// which there are two in every layer.
+// RMSNorm of a few tokens; kernels/rms_norm.py says what it means. PyTorch's own is several
+// times slower for one token, and there are two in every layer.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
