@@ -61,7 +61,9 @@ def test_several_rows_per_slot_equal_one_by_one(engine: Engine) -> None:
     rows = torch.tensor([ids[start:] for ids, start in zip(sequences, starts, strict=True)])
     logits = session.decode(rows, slots, starts).view(3, 4, -1)
     for i, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
-        assert_logits_close(logits[i], decoded_logits(engine, ids, prefix=start), f"sequence {i}")
+        alone = decoded_logits(engine, ids, prefix=start)
+        assert_logits_close(logits[i], alone, f"sequence {i}")
+        assert torch.equal(logits[i], alone) or not cpu.available()  # the kernels give the same bits
 
 
 def test_a_slot_used_again_forgets_what_it_held(engine: Engine) -> None:
