@@ -69,6 +69,7 @@ def compare_model(
     weights: str = "auto",
     run: Run = DEFAULT_RUN,
     progress: Progress | None = None,
+    fatrelu_threshold: float | None = None,
 ) -> list[Row]:
     """Time the modes on a real model, which is given English text, so that its activation sparsity is real too.
 
@@ -76,6 +77,7 @@ def compare_model(
         model: see `prosparse.load`; None is the embedded model.
         modes, run, progress: see `compare`.
         weights: format, or "auto".
+        fatrelu_threshold: see `prosparse.load`.
 
     Returns:
         One row per mode.
@@ -84,13 +86,21 @@ def compare_model(
         UserError: see `prosparse.load`.
         MachineError: not enough memory, or the modes do not give the same result.
     """
-    engine = load(model, "dense", weights, "cpu", context=run.pp + run.tg, progress=stage(progress, "loading"))
+    engine = load(
+        model,
+        "dense",
+        weights,
+        "cpu",
+        context=run.pp + run.tg,
+        fatrelu_threshold=fatrelu_threshold,
+        progress=stage(progress, "loading"),
+    )
     with lzma.open(TEXT, "rt", encoding="utf-8") as file:
         text = file.read(32 * (run.pp + run.tg))  # characters, more than its tokens could need
     tokens = torch.tensor(engine.tokenizer.encode(text)[: run.pp + run.tg])
     if tokens.numel() < run.pp + run.tg:
         raise UserError(f"bench: pp + tg must be at most {tokens.numel()}, the tokens of the packaged text; got {run}")
-    name = EMBEDDED_MODEL.name if model is None else Path(model).name
+    name = EMBEDDED_MODEL.name if model is None else Path(model).name or Path(model).resolve().name
     return time_decoder(engine.decoder, tokens, modes, run, progress, model=name)
 
 

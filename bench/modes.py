@@ -20,7 +20,6 @@ from prosparse.engine.stats import activation_sparsity, bytes_per_token
 from prosparse.errors import UserError
 from prosparse.model.attention import Attention
 from prosparse.model.decoder import Decoder
-from prosparse.placement import choose
 from prosparse.sparsity.ffn import GatedFFN
 
 from .check import check_ffn, clear_input, in_lockstep, require_same_logits
@@ -96,8 +95,9 @@ def in_mode(decoder: Decoder, mode: str) -> Decoder:
     """The same model over the same weights with other FFN blocks."""
     if mode not in FFN_OF_MODE:
         raise UserError(f"bench: mode is {mode!r}; supported are {', '.join(FFN_OF_MODE)}")
-    if mode == "exact":
-        choose(decoder.config, mode)  # refuses a model that makes no zeros
+    activation = decoder.config.activation
+    if mode == "exact" and not activation.makes_zeros:
+        raise UserError(f"bench: {activation} makes no exact zeros, so there is no mode exact; use --modes dense")
     make: Callable[..., GatedFFN] = FFN_OF_MODE[mode]
     blocks = [
         (attention, make(f.norm, f.norm_eps, f.gate, f.up, f.down, f.activation, f.scale))

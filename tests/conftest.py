@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -41,6 +42,15 @@ def compiled_backends() -> list[str]:
 
 COMPILED = compiled_backends()
 torch.set_num_threads(1)  # inputs are tiny, and a pool of threads waits for its slowest core; `threads` tests use more
+
+
+@pytest.fixture(autouse=True)
+def quiet_log() -> Iterator[None]:
+    """The command line sets up the log for a process of its own; every test finds it as an importing program would."""
+    yield
+    logger = logging.getLogger("prosparse")
+    logger.handlers[:], logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pp", type=int, default=16, metavar="N", help="prompt tokens before timing (default: 16)")
     parser.add_argument("--tg", type=int, default=64, metavar="N", help="decode tokens timed per mode (default: 64)")
     parser.add_argument("--repeat", type=int, default=1, metavar="R", help="how many times those (default: 1)")
+    parser.add_argument(
+        "--fatrelu-threshold", type=float, metavar="T", help="run the gate with FATReLU at T; 0 is ReLU"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="append rows to FILE, one JSON object a line")
@@ -40,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("bench: a model and --shape were given; pass one")
     if args.sparsity is not None and args.shape is None:
         raise UserError("bench: --sparsity belongs to --shape; a model's own activation sparsity is measured")
+    if args.fatrelu_threshold is not None and args.shape is not None:
+        raise UserError("bench: --fatrelu-threshold belongs to a model; a shape has its own")
 
     from rich.console import Console  # heavy, like everything below, for --help
 
@@ -60,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             sparsity = 0.88 if args.sparsity is None else args.sparsity
             rows += compare(args.shape, sparsity, modes, weights, length, progress)
         else:
-            rows += compare_model(args.model, modes, weights, length, progress)
+            rows += compare_model(args.model, modes, weights, length, progress, args.fatrelu_threshold)
     if args.output is not None:
         append(args.output, rows)
     if args.json:

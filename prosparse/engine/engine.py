@@ -21,7 +21,6 @@ from .session import PREFILL_CHUNK, Session
 from .stats import request_stats
 from .tokenizer import Tokenizer
 
-MAX_TOGETHER = 16  # prompts decoded in one step; the ops take no more tokens
 LONGEST_TOKEN = 256  # characters; real vocabularies end at 128, with runs of spaces
 Prompt = str | Sequence[int]
 
@@ -111,9 +110,11 @@ class Engine:
             [tokens, vocab] float32 on the CPU.
 
         Raises:
-            UserError: no tokens, more than the context, or an id outside the vocabulary.
+            UserError: no tokens, more than the context, an id outside the vocabulary, or a chunk below 1.
         """
-        ids = self._check_ids(token_ids, "token_ids")
+        ids = self._check_ids(token_ids, "logits: token_ids", "a sequence of whole numbers")
+        if chunk < 1:
+            raise UserError(f"logits: chunk must be at least 1 token, got {chunk}")
         if len(ids) > self.context:
             raise UserError(f"logits: {len(ids)} tokens are more than the context of {self.context}; raise --context")
         session = Session(self.decoder, self.kv_dtype, 1, len(ids))
@@ -145,42 +146,42 @@ class Engine:
         return params or dataclasses.replace(base, **options)
 
     def _prompt_ids(self, prompt: Prompt, number: int) -> list[int]:
-        where = f"prompt {number}"
+        where = f"generate: prompt {number}"
         if isinstance(prompt, str):
             if len(prompt) > self.context * LONGEST_TOKEN:  # megabytes of text are not worth tokenizing to say so
                 raise UserError(
-                    f"generate: {where} has {len(prompt)} characters, more than {self.context} tokens can hold; "
+                    f"{where} has {len(prompt)} characters, more than {self.context} tokens can hold; "
                     "shorten it or raise --context"
                 )
             ids = self.tokenizer.encode(prompt)
             if not ids and self.tokenizer.bos_id is not None:
                 ids = [self.tokenizer.bos_id]
         else:
-            ids = self._check_ids(prompt, where)
+            ids = self._check_ids(prompt, where, "a text or a sequence of whole numbers")
         if not ids:
-            raise UserError(f"generate: {where} is empty and this model has no BOS token to start from; give some text")
+            raise UserError(f"{where} is empty and this model has no BOS token to start from; give some text")
         if len(ids) >= self.context:
             raise UserError(
-                f"generate: {where} has {len(ids)} tokens, which leaves no room in the context of {self.context}; "
+                f"{where} has {len(ids)} tokens, which leaves no room in the context of {self.context}; "
                 "shorten it or raise --context"
             )
         return ids
 
-    def _check_ids(self, given: Sequence[int] | Tensor, where: str) -> list[int]:
+    def _check_ids(self, given: Sequence[int] | Tensor, where: str, expected: str) -> list[int]:
         # On the host: an id outside the table would read foreign memory on a GPU, or kill its context.
         try:
             ids = [operator.index(i) for i in given]
         except TypeError as error:
-            raise UserError(f"generate: {where} must be a text or a sequence of whole numbers ({error})") from error
+            raise UserError(f"{where} must be {expected} ({error})") from error
         if not ids:
-            raise UserError(f"generate: {where} holds no token ids; give at least one")
+            raise UserError(f"{where} holds no token ids; give at least one")
         bad = next((i for i in ids if not 0 <= i < self.config.vocab), None)
         if bad is not None:
-            raise UserError(f"generate: {where} holds token id {bad}; this model knows 0 to {self.config.vocab - 1}")
+            raise UserError(f"{where} holds token id {bad}; this model knows 0 to {self.config.vocab - 1}")
         return ids
 
     def _session(self, prompts: int) -> Session:
-        return Session(self.decoder, self.kv_dtype, min(prompts, MAX_TOGETHER), self.context)
+        return Session(self.decoder, self.kv_dtype, prompts, self.context)
 
     def _finished(self, request: Request, session: Session) -> Generation:
         self.stats = request_stats(request, session, self.decoder)

@@ -67,8 +67,9 @@ def load(
         set_threads(threads)
     folder = resolve_model(EMBEDDED_MODEL if model is None else model)
     config = ModelConfig.from_hf(folder, fatrelu_threshold)
+    name = EMBEDDED_MODEL.name if model is None else str(model)
     for note in config.notes:
-        log.warning("%s: %s", folder.name, note)
+        log.warning("%s: %s", name, note)
     context = _check_context(context, config)
     # What is quick to read comes first, so that a fault in it is told before gigabytes are; of that the headers of the
     # weights, before anything is made to the sizes of a config that may be wrong.
@@ -78,7 +79,7 @@ def load(
     tokenizer, model_sampling = Tokenizer.load(folder, config), SamplingParams.from_hf(folder)
     tensors = load_weights(checkpoint, config, dtype or weights, torch_device, progress)
     decoder = assemble(config, tensors, chosen, context)
-    log.info("%s: %s weights, mode %s (%s)", folder.name, tensors.embed.format, chosen.mode, chosen.reason)
+    log.info("%s: %s weights, mode %s (%s)", name, tensors.embed.format, chosen.mode, chosen.reason)
     kv_dtype = torch.float32 if tensors.embed.format == "fp32" else torch.bfloat16
     return Engine(decoder, tokenizer, chosen, model_sampling, kv_dtype)
 

@@ -28,7 +28,7 @@ def choose(config: ModelConfig, mode: str) -> Plan:
     if mode != "auto":
         reason = "asked for"
     elif zeros:
-        mode, reason = "exact", f"{config.activation} leaves most neurons at exactly zero"
+        mode, reason = "exact", f"{config.activation} makes exact zeros, which are skipped"
     else:
         mode, reason = "dense", f"{config.activation} makes no exact zeros, so there is nothing to skip"
     return Plan(fingerprint(config), (LayerPlan(mode),) * config.layers, reason)

@@ -5,6 +5,7 @@ Opening reads headers only. Tensors are views of the mapped files, so reading th
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -123,9 +124,10 @@ def _find_weights(folder: Path) -> dict[Path, list[str]]:
         return {folder / name: tensors for name, tensors in shards.items()}
     files = sorted(path.name for path in folder.iterdir() if path.is_file())
     if found := [name for name in files if name.endswith(PICKLED)]:
+        command = shlex.join(["prosparse", "convert", str(folder), "-o", f"{folder}-safetensors"])
         raise CheckpointError(
             f"{folder}: only pickled weights ({listed(found)}), which are not opened here because a pickle can run "
-            f"code; convert them once with `prosparse convert {folder} -o {folder}-safetensors`"
+            f"code; convert them once with `{command}`"
         )
     if found := [name for name in files if name.endswith(".gguf")]:
         raise UnsupportedError(f"{folder}: {listed(found)}: GGUF is not read; use the original model in safetensors")

@@ -22,7 +22,7 @@ def resolve_model(model: str | Path, pickled: bool = False) -> Path:
 
     Raises:
         MissingFileError: neither a folder nor an id.
-        UnsupportedError: a GGUF file.
+        UnsupportedError: a GGUF file, or an id of a model without safetensors.
         UserError: some other file, or an id that the Hub refuses.
         MachineError: the Hub cannot be reached and the cache does not hold the model.
     """
@@ -42,7 +42,14 @@ def resolve_model(model: str | Path, pickled: bool = False) -> Path:
         raise MissingFileError(
             f"{model}: no such folder, and no Hugging Face id either (owner/name, for example openbmb/MiniCPM-S-1B-sft)"
         )
-    return _download(str(model), FILES + PICKLED_FILES if pickled else FILES)
+    found = _download(str(model), FILES + PICKLED_FILES if pickled else FILES)
+    if not pickled and not any(found.glob("*.safetensors")):
+        name = str(model).split("/")[1]
+        raise UnsupportedError(
+            f"{model}: has no safetensors weights; if it has .bin files, convert them once with `prosparse convert "
+            f"{model} -o {name}-safetensors`"
+        )
+    return found
 
 
 def _download(model_id: str, patterns: list[str]) -> Path:

@@ -99,6 +99,8 @@ def test_a_real_model_is_measured_on_text():
     assert dense["model"] == "relu-llama-14m" and dense["synthetic"] is None
     assert 0.5 < exact["activation_sparsity"] < 1
     assert exact["bytes"] < dense["bytes"]
+    (sparser,) = compare_model(None, ["exact"], run=SHORT, fatrelu_threshold=1.0)
+    assert sparser["activation_sparsity"] > exact["activation_sparsity"]
 
 
 def test_little_memory_means_fewer_layers_and_says_so(monkeypatch):
@@ -139,3 +141,5 @@ def test_the_command_refuses_what_does_not_fit_together(capsys):
     assert main(["bench", "model", "--shape", "tiny"]) == 2
     assert main(["bench", "--sparsity", "0.9"]) == 2
     assert "--sparsity belongs to --shape" in capsys.readouterr().err
+    assert main(["bench", "--shape", "tiny", "--fatrelu-threshold", "0.5"]) == 2
+    assert "--fatrelu-threshold belongs to a model" in capsys.readouterr().err

@@ -142,6 +142,7 @@ def test_the_compiled_op_checks_what_it_is_given(compiled):
         ("value", active.value[:1], r"value must be \[2, 60\], got \[1, 60\]"),
         ("tally", torch.zeros(1), "tally must be three int64"),
         ("tally", torch.zeros(2, dtype=torch.int64), "tally must be three int64, got 2 elements"),
+        ("tally", torch.zeros(6, dtype=torch.int64)[::2], "tally must be contiguous, got stride 2"),
         ("down", case.down.codes[:59], "up has 60 neurons but down has 59"),
         ("down", case.down.codes.float(), "up and down must share a dtype"),
     ]:

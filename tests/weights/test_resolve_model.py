@@ -64,11 +64,19 @@ def test_neither_folder_nor_id(model, hub):
 
 def test_id_is_downloaded_without_code_and_pickles(tmp_path, hub):
     hub.answer = str(tmp_path)
+    (tmp_path / "model.safetensors").touch()
     assert resolve_model("owner/name") == tmp_path
     assert resolve_model("owner/name", pickled=True) == tmp_path
     first, second = (set(options["allow_patterns"]) for _, options in hub.calls)
     assert "*.safetensors" in first and "*.py" not in second
     assert second - first == {"*.bin", "*.pt", "*.pth"}
+
+
+def test_id_without_safetensors_names_the_command_that_converts_it(tmp_path, hub):
+    hub.answer = str(tmp_path)
+    with pytest.raises(UnsupportedError, match="`prosparse convert owner/name -o name-safetensors`"):
+        resolve_model("owner/name")
+    assert resolve_model("owner/name", pickled=True) == tmp_path
 
 
 @pytest.mark.parametrize(

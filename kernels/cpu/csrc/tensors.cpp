@@ -100,6 +100,7 @@ int64_t* read_tally(const char* op, const Tensor& tally) {
   require(tally.scalar_type() == ScalarType::Long && tally.numel() == 3, op, ": tally must be three int64, got ",
           tally.numel(), " elements of dtype code ", static_cast<int>(tally.scalar_type()),
           "; make it with kernels.tally.new_tally");
+  require(tally.is_contiguous(), op, ": tally must be contiguous, got stride ", tally.stride(tally.dim() - 1));
   return static_cast<int64_t*>(tally.mutable_data_ptr());
 }
 
