@@ -38,15 +38,15 @@ def rotary_store(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Te
     )
     (rows, width), (kv_heads, length, head_dim) = qkv.shape, keys.shape
     heads = width // head_dim - 2 * kv_heads
-    if length != start + rows or 2 * cos.shape[1] != head_dim or width % head_dim or heads < 1:
+    if start < 0 or length != start + rows or 2 * cos.shape[1] != head_dim or width % head_dim or heads < 1:
         raise ValueError(
             f"rotary_store: qkv {tuple(qkv.shape)} at start {start} with angles {tuple(cos.shape)} does not fit keys "
             f"{tuple(keys.shape)}; expected [rows, (heads + 2 * kv_heads) * head_dim] and [kv_heads, start + rows, ...]"
         )
-    if not qkv.dtype == cos.dtype == sin.dtype == torch.float32 or keys.dtype not in FLOAT_DTYPES:
+    if not qkv.dtype == cos.dtype == sin.dtype == torch.float32 or not keys.dtype == values.dtype in FLOAT_DTYPES:
         raise ValueError(
-            f"rotary_store: qkv, cos and sin must be float32 and the cache a float dtype, got {qkv.dtype}, "
-            f"{cos.dtype}, {sin.dtype} and {keys.dtype}"
+            f"rotary_store: qkv, cos and sin must be float32 and the cache of one float dtype, got {qkv.dtype}, "
+            f"{cos.dtype}, {sin.dtype}, {keys.dtype} and {values.dtype}"
         )
     return torch.ops.prosparse.rotary_store(qkv, cos, sin, keys, values, start)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +92,14 @@ def test_a_broken_compiler_is_one_clear_line_or_an_error(tmp_path):
     assert "prosparse: C++ kernels not built, the slow PyTorch reference will run instead: " in optional.stderr
     required = run(build, CXX="/bin/false", CC="/bin/false", PROSPARSE_REQUIRE_EXT="1")
     assert required.returncode != 0
+
+
+@pytest.mark.skipif(not cpu.available() or shutil.which("nm") is None, reason="needs the extension and binutils")
+def test_the_extension_asks_torch_and_python_for_stable_symbols_only():
+    """One binary for several versions: only torch's C interface, and one Python function of the limited API."""
+    module = importlib.import_module("prosparse.kernels.cpu._C")
+    done = subprocess.run(["nm", "-D", "--undefined-only", module.__file__], capture_output=True, text=True, check=True)
+    symbols = {line.split()[-1].split("@")[0] for line in done.stdout.splitlines()}
+    assert {name for name in symbols if name.startswith(("Py", "_Py"))} == {"PyModule_Create2"}
+    torch_names = {name for name in symbols if re.search("torch|aoti|c10|_ZN2at", name)}
+    assert torch_names and all(re.match("(aoti_)?torch_", name) for name in torch_names), sorted(torch_names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from . import options
 
@@ -26,4 +27,5 @@ def run(args: argparse.Namespace) -> int:
 
     bar = options.progress_bar("converting")
     convert(args.model, args.output, args.weights, overwrite=args.overwrite, progress=bar)
+    sys.stderr.write(f"prosparse: wrote {args.output}\n")
     return 0

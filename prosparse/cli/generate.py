@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> int:
     engine = load(args.model, progress=bar, **options.given(args, options.LOADING))
     prompt: Any = engine.tokenizer.chat([{"role": "user", "content": text}]) if args.chat else text
     sampling = options.given(args, options.SAMPLING)
+    reading = options.progress_bar("reading the prompt", unit=" tokens")
     if args.json:
-        result = engine.generate(prompt, **sampling)
+        result = engine.generate(prompt, progress=reading, **sampling)
         document = {
             "prompt": text,
             "text": result.text,
@@ -47,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
         }
         sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
     else:
-        pieces = engine.stream(prompt, **sampling)  # refuses what it cannot continue before anything is shown
+        pieces = engine.stream(
+            prompt, progress=reading, **sampling
+        )  # refuses what it cannot continue before anything is shown
         if not args.chat:
             sys.stdout.write(text)
         for piece in pieces:

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..model.decoder import Decoder
 from ..plan import Plan
 from .request import Generation, Request
-from .session import PREFILL_CHUNK, Session
+from .session import PREFILL_CHUNK, Progress, Session
 from .stats import request_stats
 from .tokenizer import Tokenizer
 
@@ -54,12 +54,20 @@ class Engine:
         """Weight format, e.g. "bf16"."""
         return self.decoder.lm_head.format
 
-    def generate(self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **options: Any) -> Any:
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Any:
         """Continue one prompt, or several at once.
 
         Args:
             prompt: a text or a sequence of token ids; or a list of those.
             params: how to choose and when to stop; greedy by default.
+            progress: called with (tokens done, tokens in all) while a prompt is read.
             options: fields of `SamplingParams` instead of params, e.g. max_new_tokens=64, temperature=0.8, seed=1;
                 sampling="model" starts from the model's generation_config.json.
 
@@ -76,12 +84,19 @@ class Engine:
         prompts = cast(Sequence[Prompt], prompt) if several else [cast(Prompt, prompt)]
         requests = self._requests(prompts, params, options)
         session = self._session(len(requests))
-        for _ in session.run(requests):
+        for _ in session.run(requests, progress):
             pass
         results = [self._finished(request, session) for request in requests]
         return results if several else results[0]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Iterator[str]:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
         """Continue one prompt, yielding its text in pieces as it becomes certain. Arguments and errors of `generate`.
 
         A piece never splits a character, and the pieces together are the text. `engine.stats` is set at the end.
@@ -89,11 +104,11 @@ class Engine:
         if is_batch(prompt):
             raise UserError("stream: takes one prompt, got a list; use generate for several")
         request = self._requests([prompt], params, options)[0]
-        return self._stream(request)
+        return self._stream(request, progress)
 
-    def _stream(self, request: Request) -> Iterator[str]:
+    def _stream(self, request: Request, progress: Progress | None) -> Iterator[str]:
         session = self._session(1)
-        for _, piece in session.run([request]):
+        for _, piece in session.run([request], progress):
             if piece:
                 yield piece
         self._finished(request, session)
@@ -147,6 +162,8 @@ class Engine:
 
     def _prompt_ids(self, prompt: Prompt, number: int) -> list[int]:
         where = f"generate: prompt {number}"
+        if isinstance(prompt, (bytes, bytearray)):
+            raise UserError(f"{where} is bytes, not a text; decode it first, for example with .decode()")
         if isinstance(prompt, str):
             if len(prompt) > self.context * LONGEST_TOKEN:  # megabytes of text are not worth tokenizing to say so
                 raise UserError(

@@ -6,7 +6,7 @@ All state of a run lives here, none in the engine, so several runs may share an 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..model.cache import KVCache
 from ..model.decoder import Decoder
 from .request import Request
 
+Progress = Callable[[int, int], None]
 PREFILL_CHUNK = 512  # tokens: long enough for full GEMM speed, short enough that attention masks stay small
 
 
@@ -54,15 +55,18 @@ class Session:
         self.positions_read += sum(start + rows - (max(0, start + 1 - window) if window else 0) for start in starts)
         return self.decoder.logits(hidden)
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
-        """Generate every request; yields (number of the request, new text) as text becomes certain."""
+    def run(self, requests: Sequence[Request], progress: Progress | None = None) -> Iterator[tuple[int, str]]:
+        """Generate every request; yields (number of the request, new text) as text becomes certain.
+
+        `progress` is called with (prompt tokens done, prompt tokens in all) while a prompt is read.
+        """
         waiting = deque(enumerate(requests))
         running: dict[int, tuple[int, Request]] = {}
         free = list(range(self.cache.slots))[::-1]
         while waiting or running:
             while waiting and free:
                 number, request = waiting.popleft()
-                yield number, self._start(request, free[-1])
+                yield number, self._start(request, free[-1], progress)
                 if not request.done:
                     running[free.pop()] = number, request
             if running:
@@ -72,9 +76,13 @@ class Session:
                 free.append(slot)
 
     @torch.inference_mode()
-    def _start(self, request: Request, slot: int) -> str:
+    def _start(self, request: Request, slot: int, progress: Progress | None) -> str:
+        done = 0
         for hidden in self.prefill(request.ids[: request.length], slot):
             last = hidden[-1:]
+            done += len(hidden)
+            if progress is not None:
+                progress(done, request.length)
         return request.advance(self.decoder.logits(last)[0])
 
     def _step(self, running: dict[int, tuple[int, Request]]) -> list[tuple[int, str]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prosparse.kernels.activation import Activation, gate_value, up_value
 from prosparse.kernels.checks import MAX_ROWS
+from prosparse.kernels.glu_active import weigh
 from prosparse.kernels.glu_dense import glu_dense
 from prosparse.kernels.glu_exact import glu_exact
 from prosparse.kernels.linear import gemm_transposed, linear
@@ -48,7 +49,7 @@ class GatedFFN(ABC):
         """Many tokens, dense: [tokens, hidden] float32 to the same. A GEMM rounds the gate to its dtype first."""
         x = self._normed(residual)
         value = gate_value(linear(x, self.gate), self.activation.code, self.activation.threshold)
-        h = value * up_value(linear(x, self.up), self.activation.on_up)
+        h = weigh(value, up_value(linear(x, self.up), self.activation.on_up))
         return torch.add(residual, gemm_transposed(h, self.down), alpha=self.scale)
 
     def decode(self, residual: Tensor, tally: Tensor) -> Tensor:

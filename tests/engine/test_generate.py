@@ -282,3 +282,17 @@ def test_nan_in_the_network_ends_in_an_error(tmp_path: Path, part: str, temperat
         engine.generate("abc", max_new_tokens=3, temperature=temperature)
     with pytest.raises(MachineError, match="logits are not finite"):
         list(engine.stream("a longer prompt than sixteen tokens", max_new_tokens=3))
+
+
+def test_progress_counts_the_tokens_of_a_prompt(noise: Engine) -> None:
+    seen: list[tuple[int, int]] = []
+    ids = [5] * 20
+    noise.generate(ids, max_new_tokens=1, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(20, 20)]
+    list(noise.stream(ids, max_new_tokens=1, progress=lambda done, total: seen.append((done, total))))
+    assert seen[1:] == [(20, 20)]
+
+
+def test_bytes_are_no_prompt(noise: Engine) -> None:
+    with pytest.raises(UserError, match="prompt 0 is bytes"):
+        noise.generate(b"abc")

@@ -58,6 +58,8 @@ def test_names_what_does_not_fit():
         rotary_store(qkv, cos[:1], sin, keys, values, 5)
     with pytest.raises(ValueError, match="must be float32"):
         rotary_store(qkv.double(), cos, sin, keys, values, 5)
+    with pytest.raises(ValueError, match="of one float dtype"):
+        rotary_store(qkv, cos, sin, keys, values.float(), 5)
 
 
 def test_the_compiled_op_checks_for_itself(compiled):

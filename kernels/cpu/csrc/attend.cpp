@@ -18,7 +18,7 @@
 namespace prosparse {
 namespace {
 
-constexpr int64_t kBlock = 256;  // positions: of 64 bf16 numbers, keys and values of a block stay in a 64 KiB share of L2
+constexpr int64_t kBlock = 256;  // positions: keys and values of a block, 64 bf16 numbers each, are 64 KiB of L2
 
 // e^x for x <= 0 to 2 units in the last place, NaN for NaN (Cephes' polynomial); std::exp would not vectorise.
 inline float exp_below_zero(float x) {

@@ -44,7 +44,8 @@ Tensor rotary_store(const Tensor& qkv, const Tensor& cos, const Tensor& sin, con
   float* key = workspace().x.at_least(head_dim);
   for (int64_t r = 0; r < rows; ++r) {
     const float* head = x + r * width;
-    for (int64_t h = 0; h < heads; ++h, head += head_dim, q += head_dim) rotate(head, c + r * half, s + r * half, half, q);
+    for (int64_t h = 0; h < heads; ++h, head += head_dim, q += head_dim)
+      rotate(head, c + r * half, s + r * half, half, q);
     for (int64_t h = 0; h < k.heads; ++h, head += head_dim) {
       rotate(head, c + r * half, s + r * half, half, key);
       write_row(key, head_dim, k.format, k.data, k.offset(h, start + r));
