@@ -1,4 +1,4 @@
-"""The Plan: how and where each layer's FFN is computed, for one model, format and device.
+"""The Plan: how each layer's FFN is computed, for one model.
 
 `placement` makes it, `engine` follows it. It is plain data and travels as JSON.
 """

@@ -117,11 +117,11 @@ class Pool {
   }
 
   std::mutex busy_;
-  int64_t workers_ = 0;   // guarded by busy_, like region_
+  int64_t workers_ = 0;  // guarded by busy_, like region_
   uint64_t region_ = 0;
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<int64_t> finished_{0};
-  std::atomic<int64_t> helpers_{0};   // workers with a smaller number take part
+  std::atomic<int64_t> helpers_{0};  // workers with a smaller number take part
   std::atomic<int64_t> sleeping_{0};
   void (*task_)(const void*, int64_t) = nullptr;  // written between regions only
   const void* context_ = nullptr;

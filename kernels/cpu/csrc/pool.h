@@ -1,8 +1,8 @@
 // Our own threads, because a decode step is hundreds of short parallel regions and each must survive a busy machine.
 //
 // A region ends when its tasks are done, not when every thread has come by: a worker that the system has put aside is
-// not waited for unless it holds a task. (A region of PyTorch's OpenMP pool waits for all its threads: with one other
-// process on two cores that is a scheduling slice of 8 ms for each region, 40 times what the work takes.)
+// not waited for unless it holds a task. (A region of PyTorch's OpenMP pool waits for all its threads, and beside other
+// processes that can be a scheduling slice of 8 ms, many times what the work takes.)
 #pragma once
 
 #include <cstdint>
