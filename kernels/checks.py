@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -9,15 +11,22 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_ROWS = 16  # tokens of one decode step; above it a dense GEMM moves fewer bytes per token than skipping saves
 
 
-def check_shape(op: str, **dims: tuple[Tensor, tuple[str, ...]]) -> dict[str, int]:
+class Shaped(Protocol):
+    """A tensor or a Weight, whose shape is that of its values."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def check_shape(op: str, **dims: tuple[Shaped, tuple[str, ...]]) -> dict[str, int]:
     """Bind names to sizes and insist that a name has one size. Returns {name: size}.
 
-    check_shape("linear", x=(x, ("tokens", "columns")), weight=(w, ("rows", "columns")))
+    check_shape("linear", x=(x, ("tokens", "columns")), weight=(weight, ("rows", "columns")))
     """
     size: dict[str, int] = {}
     owner: dict[str, str] = {}
     for argument, (tensor, names) in dims.items():
-        if tensor.dim() != len(names):
+        if len(tensor.shape) != len(names):
             raise ValueError(f"{op}: {argument} must be [{', '.join(names)}], got shape {tuple(tensor.shape)}")
         for name, n in zip(names, tensor.shape, strict=True):
             if size.setdefault(name, n) != n:

@@ -14,6 +14,7 @@ from .activation import Activation, gate_value, is_active
 from .active import ActiveNeurons
 from .checks import check_input, check_shape
 from .library import register
+from .quant import as_matrix
 from .weight import Weight
 
 
@@ -34,7 +35,7 @@ def gate_select(x: Tensor, gate: Weight, activation: Activation) -> ActiveNeuron
     Source:
         Steps 1 and 2 of the accurate operators of Song et al., "ProSparse" (2024), section 3.3.
     """
-    check_shape("gate_select", x=(x, ("tokens", "hidden")), gate=(gate.codes, ("neurons", "hidden")))
+    check_shape("gate_select", x=(x, ("tokens", "hidden")), gate=(gate, ("neurons", "hidden")))
     check_input("gate_select", x)
     check_makes_zeros("gate_select", activation)
     return ActiveNeurons(*torch.ops.prosparse.gate_select(x, gate.codes, activation.code, activation.threshold))
@@ -48,7 +49,7 @@ def check_makes_zeros(op: str, activation: Activation) -> None:
 
 def gate_select_reference(x: Tensor, gate: Tensor, kind: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     """The meaning of the op, in plain PyTorch, without a host sync."""
-    g = torch.nn.functional.linear(x.float(), gate.float())
+    g = torch.nn.functional.linear(x.float(), as_matrix(gate, x.shape[1]))
     opened = is_active(g, kind, threshold).any(dim=0)
     neurons = gate.shape[0]
     slot = torch.where(opened, opened.cumsum(0) - 1, neurons)  # closed neurons go to a spare slot behind the list

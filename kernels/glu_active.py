@@ -15,6 +15,7 @@ from .activation import Activation, up_value
 from .active import ActiveNeurons
 from .checks import check_input, check_shape
 from .library import register
+from .quant import as_matrix
 from .tally import DOWN_ROWS, NONZERO, UP_ROWS
 from .weight import Weight
 
@@ -48,8 +49,8 @@ def glu_active(
     check_shape(
         "glu_active",
         x=(x, ("tokens", "hidden")),
-        up=(up.codes, ("neurons", "hidden")),
-        down=(down.codes, ("neurons", "hidden")),
+        up=(up, ("neurons", "hidden")),
+        down=(down, ("neurons", "hidden")),
         index=(active.index, ("capacity",)),
         value=(active.value, ("tokens", "capacity")),
     )
@@ -81,13 +82,13 @@ def glu_active_reference(
         )
     if bool((rows[1:] <= rows[:-1]).any()):
         raise RuntimeError("glu_active: index must ascend; sort the list")
-    u = up_value(torch.nn.functional.linear(x.float(), up[rows].float()), on_up)
+    u = up_value(torch.nn.functional.linear(x.float(), as_matrix(up[rows], x.shape[1])), on_up)
     h = weigh(value[:, :n], u)
     nonzero = h != 0
     tally[UP_ROWS] += n
     tally[DOWN_ROWS] += nonzero.any(dim=0).sum()
     tally[NONZERO] += nonzero.sum()
-    return (h @ down[rows].float()).to(x.dtype)
+    return (h @ as_matrix(down[rows], x.shape[1])).to(x.dtype)
 
 
 def weigh(value: Tensor, up: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from .activation import Activation, gate_value, up_value
 from .glu_active import weigh
 from .glu_exact import GLU_ARGUMENTS, check_glu, fake_glu
 from .library import register
+from .quant import as_matrix
 from .tally import DOWN_ROWS, NONZERO, UP_ROWS
 from .weight import Weight
 
@@ -43,13 +44,13 @@ def glu_dense_reference(
     x: Tensor, gate: Tensor, up: Tensor, down: Tensor, kind: int, threshold: float, on_up: bool, tally: Tensor
 ) -> Tensor:
     """The meaning of the op, in plain PyTorch."""
-    value = gate_value(torch.nn.functional.linear(x.float(), gate.float()), kind, threshold)
-    u = up_value(torch.nn.functional.linear(x.float(), up.float()), on_up)
+    value = gate_value(torch.nn.functional.linear(x.float(), as_matrix(gate, x.shape[1])), kind, threshold)
+    u = up_value(torch.nn.functional.linear(x.float(), as_matrix(up, x.shape[1])), on_up)
     h = weigh(value, u)
     tally[UP_ROWS] += up.shape[0]
     tally[DOWN_ROWS] += down.shape[0]
     tally[NONZERO] += (h != 0).sum()
-    return (h @ down.float()).to(x.dtype)
+    return (h @ as_matrix(down, x.shape[1])).to(x.dtype)
 
 
 register(f"glu_dense{GLU_ARGUMENTS} -> Tensor", glu_dense_reference, fake_glu)

@@ -51,9 +51,9 @@ def check_glu(op: str, x: Tensor, gate: Weight, up: Weight, down: Weight) -> Non
     check_shape(
         op,
         x=(x, ("tokens", "hidden")),
-        gate=(gate.codes, neuron_rows),
-        up=(up.codes, neuron_rows),
-        down=(down.codes, neuron_rows),
+        gate=(gate, neuron_rows),
+        up=(up, neuron_rows),
+        down=(down, neuron_rows),
     )
     check_input(op, x)
     check_same_format(op, gate=gate, up=up, down=down)

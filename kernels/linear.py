@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .checks import MAX_ROWS, check_input, check_shape
 from .library import register
+from .quant import as_matrix
 from .weight import Weight
 
 
@@ -25,15 +26,16 @@ def linear(x: Tensor, weight: Weight) -> Tensor:
 
     Returns:
         [tokens, rows], dtype of x. Up to `MAX_ROWS` tokens are accumulated in fp32 over x as given, and each token's
-        result does not depend on the others. Above that it is PyTorch's GEMM in the weight's dtype, which rounds x and
-        the result to that dtype first.
+        result does not depend on the others. Above that it is PyTorch's GEMM in the weight's dtype (bf16 where it is
+        packed), which rounds x, packed weights and the result to that dtype first.
 
     Raises:
         ValueError: sizes disagree, x is not contiguous, or a dtype is not supported.
     """
-    check_shape("linear", x=(x, ("tokens", "columns")), weight=(weight.codes, ("rows", "columns")))
+    check_shape("linear", x=(x, ("tokens", "columns")), weight=(weight, ("rows", "columns")))
     if x.shape[0] > MAX_ROWS:
-        return torch.nn.functional.linear(x.to(weight.codes.dtype), weight.codes).to(x.dtype)
+        values = gemm_values(weight)
+        return torch.nn.functional.linear(x.to(values.dtype), values).to(x.dtype)
     check_input("linear", x)
     return torch.ops.prosparse.linear(x, weight.codes)
 
@@ -51,13 +53,19 @@ def gemm_transposed(x: Tensor, weight: Weight) -> Tensor:
     Raises:
         ValueError: sizes disagree.
     """
-    check_shape("gemm_transposed", x=(x, ("tokens", "rows")), weight=(weight.codes, ("rows", "columns")))
-    return (x.to(weight.codes.dtype) @ weight.codes).to(x.dtype)
+    check_shape("gemm_transposed", x=(x, ("tokens", "rows")), weight=(weight, ("rows", "columns")))
+    values = gemm_values(weight)
+    return (x.to(values.dtype) @ values).to(x.dtype)
+
+
+def gemm_values(weight: Weight) -> Tensor:
+    """[rows, columns] in the dtype that a GEMM of this weight runs in: its own, bf16 for a packed one."""
+    return weight.values(torch.bfloat16) if weight.is_packed else weight.codes
 
 
 def linear_reference(x: Tensor, weight: Tensor) -> Tensor:
     """The meaning of the op, in plain PyTorch."""
-    return torch.nn.functional.linear(x.float(), weight.float()).to(x.dtype)
+    return torch.nn.functional.linear(x.float(), as_matrix(weight, x.shape[1])).to(x.dtype)
 
 
 def _fake(x: Tensor, weight: Tensor) -> Tensor:

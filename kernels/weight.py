@@ -1,7 +1,8 @@
-"""One matrix of a model: its format, its layout, and the tensors that hold it.
+"""One matrix of a model: its format and the tensor that holds it.
 
-Every op takes a `Weight` in layout `rows`: [rows, columns], a row contiguous. gate and up have one neuron per row, and
-so has `down`, which is transposed once at load: a neuron is then three contiguous rows.
+Every op takes a `Weight` in rows: [rows, columns], a row contiguous, the next one possibly further away. gate and up
+have one neuron per row, and so has `down`, which is transposed once at load: a neuron is then three contiguous rows.
+Layout "bundled" lays the up and the down row of a neuron side by side: one longer stretch of memory.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FORMATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from . import quant
+
+FORMATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, **quant.DTYPE}
 FORMAT_OF_DTYPE = {dtype: name for name, dtype in FORMATS.items()}
-LAYOUTS = ("rows",)
+LAYOUTS = ("rows", "bundled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,15 +24,15 @@ class Weight:
     """A matrix as the kernels read it.
 
     Args:
-        codes: [rows, columns], in the dtype of `format`; a row is contiguous.
-        layout: one of `LAYOUTS`.
+        codes: in the dtype of the format, a row contiguous: [rows, columns], or packed as `kernels.quant` says.
+        packed_columns: columns of a packed matrix; None for the float formats, whose tensor says it.
 
     Raises:
-        ValueError: not a matrix, rows not contiguous, or a dtype that is no weight format.
+        ValueError: not a matrix, rows not contiguous, a dtype that is no weight format, or columns that do not fit.
     """
 
     codes: Tensor
-    layout: str = "rows"
+    packed_columns: int | None = None
 
     def __post_init__(self) -> None:
         if self.codes.dim() != 2 or self.codes.stride(-1) != 1:
@@ -39,23 +42,57 @@ class Weight:
             )
         if self.codes.dtype not in FORMAT_OF_DTYPE:
             raise ValueError(f"weight: dtype {self.codes.dtype} is no format; supported are {', '.join(FORMATS)}")
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"weight: layout {self.layout!r} is not known; supported are {', '.join(LAYOUTS)}")
+        if (self.packed_columns is not None) != self.is_packed:
+            raise ValueError(
+                f"weight: packed_columns is {self.packed_columns}, but {self.codes.dtype} is "
+                f"{'packed, which needs it' if self.is_packed else 'not packed, which must not have it'}"
+            )
+        if self.packed_columns is not None:
+            quant.check_packed("weight", "codes", self.codes, self.packed_columns)
 
     @property
     def format(self) -> str:
         return FORMAT_OF_DTYPE[self.codes.dtype]
 
     @property
+    def is_packed(self) -> bool:
+        """Whether the format is int8 or int4."""
+        return self.codes.dtype in quant.FORMAT
+
+    @property
     def shape(self) -> tuple[int, int]:
         rows, columns = self.codes.shape
-        return rows, columns
+        return rows, columns if self.packed_columns is None else self.packed_columns
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole matrix, as a kernel reads it."""
+        """Bytes of the whole matrix, scales included, as a kernel reads it."""
         return self.shape[0] * self.row_bytes
 
     @property
     def row_bytes(self) -> int:
-        return self.shape[1] * self.codes.element_size()
+        return self.codes.shape[1] * self.codes.element_size()
+
+    def values(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[rows, columns] in a float dtype, for what is no kernel's business."""
+        if self.packed_columns is None:
+            return self.codes.to(dtype)
+        return quant.dequantize(self.codes, self.packed_columns, dtype)
+
+
+def in_format(matrix: Tensor, fmt: str) -> Weight:
+    """A float matrix [rows, columns] as a Weight of any format.
+
+    Raises:
+        ValueError: no such format.
+    """
+    if fmt in quant.GROUP:
+        return Weight(quant.quantize(matrix, fmt), matrix.shape[1])
+    if fmt not in FORMATS:
+        raise ValueError(f"weight: format is {fmt!r}; supported are {', '.join(FORMATS)}")
+    return Weight(matrix.to(FORMATS[fmt]))
+
+
+def bytes_per_row(fmt: str, columns: int) -> int:
+    """Bytes of one row of a format."""
+    return quant.row_bytes(fmt, columns) if fmt in quant.GROUP else columns * FORMATS[fmt].itemsize

@@ -13,7 +13,7 @@ import os
 import torch
 
 log = logging.getLogger("prosparse.kernels")
-ISAS = ("generic", "avx2", "avx512")
+ISAS = ("generic", "avx2", "avx512", "avx512vnni")
 
 
 @functools.cache

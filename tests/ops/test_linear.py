@@ -110,7 +110,7 @@ def test_the_compiled_op_checks_what_it_is_given(compiled):
         (x[:, :63].contiguous(), weight.codes, "weight has 64 columns but x has 63"),
         (x, weight.codes.T, "weight has 40 columns but x has 64"),
         (x, torch.zeros(64, 40, dtype=torch.bfloat16).T, "rows of weight must be contiguous, got stride 40"),
-        (x, weight.codes.to(torch.int8), "weight must be float32, float16 or bfloat16"),
+        (x, weight.codes.to(torch.int8), "rows of weight have 64 bytes, but 64 columns of int8 make 144"),
         (x.T.contiguous().T, weight.codes, "x must be contiguous"),
         (x[:0], weight.codes, "x has 0 tokens, this op takes 1 to 16"),
         (x.new_zeros(17, 64), weight.codes, "x has 17 tokens, this op takes 1 to 16"),

@@ -77,7 +77,8 @@ struct Attention {
       for (int64_t g = 0; g < group; g += kMaxTokens) {
         const int64_t some = std::min(kMaxTokens, group - g);
         float s[kRows * kMaxTokens];
-        kernels.dot[keys.format](k, next, query + g * stride, stride, some, keys.head_dim, s);
+        kernels.dot[keys.format](k, next, query + g * stride, stride * static_cast<int64_t>(sizeof(float)), some,
+                                 keys.head_dim, s);
         for (int64_t i = 0; i < std::min(kRows, n - p); ++i)
           for (int64_t j = 0; j < some; ++j) scores[(g + j) * kBlock + p + i] = s[i * some + j];
       }
@@ -149,7 +150,7 @@ Tensor attend(const Tensor& q, const Tensor& keys, const Tensor& values, int64_t
   const Attention attention{row_kernels(), k, v, scaled, rows, heads, group, stride, start, window, blocks,
                             first_block, numbers, numbers + parts, memory.partial.at_least(parts * stride)};
   float* scores = memory.product.at_least(k.heads * blocks * group * kBlock);
-  parallel_tasks(k.heads * blocks, [&](int64_t task) {
+  parallel_tasks(k.heads * blocks, [&](int64_t task, int64_t) {
     for (int64_t row = 0; row < rows; ++row)
       attention.add(row, task % k.heads, first_block + task / k.heads, scores + task * group * kBlock);
   });

@@ -25,8 +25,7 @@ class Pairs {
  public:
   explicit Pairs(const Ffn& ffn) : ffn_(ffn) {}
 
-  // `next` is the group after the one whose pairs are pushed: about what is read after them.
-  void push(const void* row, const Group& next, int64_t t, float value, float* product) {
+  void push(const void* row, const Course::Group& next, int64_t t, float value, float* product) {
     rows_[n_] = row;
     xs_[n_] = ffn_.x.token(t);
     values_[n_] = value;
@@ -52,7 +51,7 @@ class Pairs {
   const Ffn& ffn_;
   int64_t n_ = 0;
   const void* rows_[kRows];
-  const float* xs_[kRows];
+  const void* xs_[kRows];
   float values_[kRows];
   float* products_[kRows];
 };
@@ -66,20 +65,23 @@ Activation read_activation(const char* op, int64_t kind, double threshold, bool 
 }
 
 int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate, const Activation& activation,
-                  int64_t begin, int64_t end, bool all, int32_t* ids, float* value) {
+                  int64_t begin, int64_t end, bool all, const Course& course, const Matrix* up, const Matrix* down,
+                  int32_t* ids, float* value) {
   int64_t n = 0;
   for (int64_t first = begin; first < end; first += kRows) {
-    const void *rows[kRows], *next[kRows];
-    for (int64_t i = 0; i < kRows; ++i) {
-      rows[i] = gate.row(std::min(first + i, end - 1));
-      next[i] = gate.row(std::min(first + kRows + i, gate.rows - 1));
-    }
+    const void* rows[kRows];
+    for (int64_t i = 0; i < kRows; ++i) rows[i] = gate.row(std::min(first + i, end - 1));
     float g[kRows * kMaxTokens];
-    kernels.dot[gate.format](rows, next, x.data, x.stride, x.tokens, x.columns, g);
+    kernels.dot[gate.format](rows, course.ahead(first - begin).rows, x.prepared, x.prepared_bytes, x.tokens, x.columns,
+                             g);
     for (int64_t i = 0; i < std::min(kRows, end - first); ++i) {
       bool open = all;
       for (int64_t t = 0; t < x.tokens; ++t) open |= activation.opens(g[i * x.tokens + t]);
       if (!open) continue;
+      if (up != nullptr) {
+        request(*up, first + i);
+        request(*down, first + i);
+      }
       for (int64_t t = 0; t < x.tokens; ++t) value[n * x.tokens + t] = activation.value(g[i * x.tokens + t]);
       ids[n++] = static_cast<int32_t>(first + i);
     }
@@ -87,10 +89,10 @@ int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate,
   return n;
 }
 
-void Ffn::multiply_up(const Listed& listed, float* product) const {
+void Ffn::multiply_up(const Listed& listed, const Course& course, int64_t start, float* product) const {
   Pairs pairs(*this);
   for (int64_t first = 0; first < listed.n; first += kRows) {
-    const int64_t n = std::min(kRows, listed.n - first), after = std::min(kRows, listed.n - first - n);
+    const int64_t n = std::min(kRows, listed.n - first);
     const Group group(up, listed.ids + first, n);
     const float* value = listed.value + first * listed.slot_stride;
     float* h = product + first * x.tokens;
@@ -98,10 +100,9 @@ void Ffn::multiply_up(const Listed& listed, float* product) const {
     for (int64_t i = 0; i < n; ++i)
       for (int64_t t = 0; t < x.tokens; ++t) wanted += value[i * listed.slot_stride + t * listed.token_stride] != 0;
     const bool together = dense || 2 * wanted > n * x.tokens;  // which way is faster; the bits are the same
-    const Group next =
-        after > 0 ? Group(up, listed.ids + first + n, after) : Group(down, listed.ids, std::min(kRows, listed.n));
+    const Course::Group next = course.ahead(start + first);
     float u[kRows * kMaxTokens];
-    if (together) kernels.dot[up.format](group.rows, next.rows, x.data, x.stride, x.tokens, x.columns, u);
+    if (together) kernels.dot[up.format](group.rows, next.rows, x.prepared, x.prepared_bytes, x.tokens, x.columns, u);
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t t = 0; t < x.tokens; ++t) {
         const float v = value[i * listed.slot_stride + t * listed.token_stride];
@@ -118,14 +119,13 @@ void Ffn::multiply_up(const Listed& listed, float* product) const {
   pairs.finish();
 }
 
-void Ffn::add_down(const Listed& listed, const float* product, const int32_t* live, int64_t n_live, float* y) const {
+void Ffn::add_down(const Listed& listed, const Course& course, int64_t start, const float* product,
+                   const int32_t* live, int64_t n_live, float* y) const {
   for (int64_t first = 0; first < n_live; first += kRows) {
     const int64_t n = std::min(kRows, n_live - first);
-    const void *row[kRows], *next[kRows];
-    for (int64_t i = 0; i < kRows; ++i) {
-      row[i] = down.row(listed.ids[live[first + std::min(i, n - 1)]]);
-      next[i] = down.row(listed.ids[live[std::min(first + kRows + i, n_live - 1)]]);
-    }
+    const void* row[kRows];
+    for (int64_t i = 0; i < kRows; ++i) row[i] = down.row(listed.ids[live[first + std::min(i, n - 1)]]);
+    const Course::Group next = course.ahead(start + first);
     for (int64_t t = 0; t < x.tokens; ++t) {
       const void* rows[kRows] = {row[0], row[0], row[0], row[0]};
       float factors[kRows];
@@ -136,13 +136,14 @@ void Ffn::add_down(const Listed& listed, const float* product, const int32_t* li
         rows[used] = row[i];
         factors[used++] = h;
       }
-      if (used > 0) kernels.axpy[down.format](rows, next, factors, used, x.columns, y + t * x.stride);
+      if (used > 0) kernels.axpy[down.format](rows, next.rows, factors, used, x.columns, y + t * x.stride);
     }
   }
 }
 
-Tally Ffn::add(const Listed& listed, float* product, int32_t* live, float* y) const {
-  multiply_up(listed, product);
+Tally Ffn::add(const Listed& listed, const Course& course, int64_t start, float* product, int32_t* live,
+               float* y) const {
+  multiply_up(listed, course, start, product);
   int64_t nonzero = 0, n_live = 0;
   for (int64_t k = 0; k < listed.n; ++k) {
     int64_t needed = 0;
@@ -150,12 +151,12 @@ Tally Ffn::add(const Listed& listed, float* product, int32_t* live, float* y) co
     if (needed > 0 || dense) live[n_live++] = static_cast<int32_t>(k);
     nonzero += needed;
   }
-  add_down(listed, product, live, n_live, y);
+  add_down(listed, course, start + listed.n, product, live, n_live, y);
   return {listed.n, n_live, nonzero};
 }
 
-Partials::Partials(const Input& x, int64_t chunks)
-    : x_(x), chunks_(chunks), floats_(x.tokens * x.stride), data_(workspace().partial.at_least(chunks * floats_)) {}
+Partials::Partials(const Input& x, Format down, int64_t chunks)
+    : x_(x), down_(down), chunks_(chunks), floats_(x.tokens * x.stride), data_(workspace().partial.at_least(chunks * floats_)) {}
 
 float* Partials::clear(int64_t chunk) {
   used_[chunk] = true;
@@ -169,16 +170,19 @@ Tensor Partials::sum(const Tensor& like, int64_t* tally) const {
   void* to = out.mutable_data_ptr();
   constexpr int64_t kBlock = 512;  // floats
   const int64_t per_token = (x_.columns + kBlock - 1) / kBlock;
-  parallel_tasks(x_.tokens * per_token, [&](int64_t block) {
+  parallel_tasks(x_.tokens * per_token, [&](int64_t block, int64_t) {
     const int64_t t = block / per_token, begin = block % per_token * kBlock;
-    const int64_t n = std::min(kBlock, x_.columns - begin);
+    const int64_t n = std::min(kBlock, x_.columns - begin), padded = std::min(kBlock, x_.stride - begin);
     float total[kBlock] = {};
     for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
       if (!used_[chunk]) continue;
       const float* part = data_ + chunk * floats_ + t * x_.stride + begin;
-      for (int64_t i = 0; i < n; ++i) total[i] += part[i];
+      for (int64_t i = 0; i < padded; ++i) total[i] += part[i];
     }
-    write_row(total, n, x_.format, to, t * x_.columns + begin);
+    float ordered[kBlock];
+    if (down_ == kInt4)
+      for (int64_t i = 0; i < padded; i += kBlockColumns) restore(total + i, ordered + i);
+    write_row(down_ == kInt4 ? ordered : total, n, x_.format, to, t * x_.columns + begin);
   });
   for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
     tally[0] += counts_[chunk].up_rows;
@@ -190,7 +194,7 @@ Tensor Partials::sum(const Tensor& like, int64_t* tally) const {
 
 Tensor whole_ffn(const char* op, const Tensor& x, const Tensor& gate, const Tensor& up, const Tensor& down,
                  const Activation& activation, const Tensor& tally, bool dense) {
-  const Input in = read_input(op, x);
+  Input in = read_input(op, x);
   const Matrix g = read_matrix(op, "gate", gate, in.columns);
   const Matrix u = read_matrix(op, "up", up, in.columns);
   const Matrix d = read_matrix(op, "down", down, in.columns);
@@ -198,6 +202,7 @@ Tensor whole_ffn(const char* op, const Tensor& x, const Tensor& gate, const Tens
           " neurons; they must agree");
   require(g.format == u.format && u.format == d.format, op, ": gate, up and down must share a dtype");
   int64_t* count = read_tally(op, tally);
+  prepare(in, g.format);
   const RowKernels& kernels = row_kernels();
   const Ffn ffn{kernels, in, u, d, activation, dense};
   const Chunks chunks(g.rows);
@@ -206,13 +211,21 @@ Tensor whole_ffn(const char* op, const Tensor& x, const Tensor& gate, const Tens
   int32_t* live = memory.live.at_least(g.rows);
   float* value = memory.value.at_least(g.rows * in.tokens);
   float* product = memory.product.at_least(g.rows * in.tokens);
-  Partials partials(in, chunks.count);
-  parallel_tasks(chunks.count, [&](int64_t chunk) {
-    const int64_t begin = chunks.begin(chunk), at = begin * in.tokens;
-    const int64_t n = scan_gate(kernels, in, g, activation, begin, chunks.end(chunk), dense, ids + begin, value + at);
+  Partials partials(in, d.format, chunks.count);
+  parallel_tasks(chunks.count, [&](int64_t chunk, int64_t then) {
+    const int64_t begin = chunks.begin(chunk), size = chunks.end(chunk) - begin, at = begin * in.tokens;
+    Course course;
+    course.add(g, begin, size);
+    if (dense) {
+      course.add(u, begin, size);
+      course.add(d, begin, size);
+    }
+    course.add(g, chunks.begin(then), chunks.end(then) - chunks.begin(then));
+    const int64_t n = scan_gate(kernels, in, g, activation, begin, begin + size, dense, course, dense ? nullptr : &u,
+                                dense ? nullptr : &d, ids + begin, value + at);
     if (n == 0) return;
     const Listed listed{ids + begin, n, value + at, in.tokens, 1};
-    partials.count(chunk, ffn.add(listed, product + at, live + begin, partials.clear(chunk)));
+    partials.count(chunk, ffn.add(listed, course, size, product + at, live + begin, partials.clear(chunk)));
   });
   return partials.sum(x, count);
 }

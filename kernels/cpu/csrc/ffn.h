@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "course.h"
 #include "isa.h"
 #include "tensors.h"
 
@@ -50,9 +51,10 @@ struct Listed {
 };
 
 // Scans gate rows [begin, end) and lists the neurons that some token opens, or all of them: ids[k], value[k * tokens +
-// t].
+// t]. Of a neuron that opens, rows of up and down (if given) are asked for at once. `course` starts with the gate rows.
 int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate, const Activation& activation,
-                  int64_t begin, int64_t end, bool all, int32_t* ids, float* value);
+                  int64_t begin, int64_t end, bool all, const Course& course, const Matrix* up, const Matrix* down,
+                  int32_t* ids, float* value);
 
 // What was done, in the order of kernels/tally.py.
 struct Tally {
@@ -67,24 +69,27 @@ struct Ffn {
   Activation activation;
   bool dense;  // compute closed neurons as well
 
-  // y += the listed neurons. product [n, tokens] and live [n] are scratch.
-  Tally add(const Listed& listed, float* product, int32_t* live, float* y) const;
+  // y += the listed neurons. product [n, tokens] and live [n] are scratch. From `start` on the course holds what is to
+  // be prefetched while the up rows, then the down rows are used.
+  Tally add(const Listed& listed, const Course& course, int64_t start, float* product, int32_t* live, float* y) const;
 
  private:
-  void multiply_up(const Listed& listed, float* product) const;
-  void add_down(const Listed& listed, const float* product, const int32_t* live, int64_t n_live, float* y) const;
+  void multiply_up(const Listed& listed, const Course& course, int64_t start, float* product) const;
+  void add_down(const Listed& listed, const Course& course, int64_t start, const float* product, const int32_t* live,
+                int64_t n_live, float* y) const;
 };
 
 // Partial results of the chunks, and their sum.
 class Partials {
  public:
-  Partials(const Input& x, int64_t chunks);
+  Partials(const Input& x, Format down, int64_t chunks);
   float* clear(int64_t chunk);  // the chunk's y, zeroed; a chunk that is never cleared counts as zero
   void count(int64_t chunk, const Tally& done) { counts_[chunk] = done; }
   Tensor sum(const Tensor& like, int64_t* tally) const;
 
  private:
   const Input& x_;
+  Format down_;
   int64_t chunks_, floats_;
   float* data_;
   Tally counts_[Chunks::kMost];

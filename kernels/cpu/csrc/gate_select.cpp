@@ -12,9 +12,10 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> gate_select(const Tensor& x, const Tensor& gate, int64_t kind, double threshold) {
   using torch::headeronly::ScalarType;
-  const Input in = read_input("gate_select", x);
+  Input in = read_input("gate_select", x);
   const Matrix g = read_matrix("gate_select", "gate", gate, in.columns);
   const Activation activation = read_activation("gate_select", kind, threshold, false);
+  prepare(in, g.format);
   Tensor index = torch::stable::new_empty(x, {g.rows}, ScalarType::Int);
   Tensor count = torch::stable::new_empty(x, {1}, ScalarType::Int);
   Tensor value = torch::stable::new_empty(x, {in.tokens, g.rows}, ScalarType::Float);
@@ -23,10 +24,13 @@ std::tuple<Tensor, Tensor, Tensor> gate_select(const Tensor& x, const Tensor& ga
   int32_t* ids = workspace().listed.at_least(g.rows);
   float* values = workspace().value.at_least(g.rows * in.tokens);
   int64_t found[Chunks::kMost];
-  parallel_tasks(chunks.count, [&](int64_t chunk) {
-    const int64_t begin = chunks.begin(chunk);
-    found[chunk] =
-        scan_gate(kernels, in, g, activation, begin, chunks.end(chunk), false, ids + begin, values + begin * in.tokens);
+  parallel_tasks(chunks.count, [&](int64_t chunk, int64_t then) {
+    const int64_t begin = chunks.begin(chunk), end = chunks.end(chunk);
+    Course course;
+    course.add(g, begin, end - begin);
+    course.add(g, chunks.begin(then), chunks.end(then) - chunks.begin(then));
+    found[chunk] = scan_gate(kernels, in, g, activation, begin, end, false, course, nullptr, nullptr, ids + begin,
+                             values + begin * in.tokens);
   });
   int32_t* to_index = static_cast<int32_t*>(index.mutable_data_ptr());
   float* to_value = static_cast<float*>(value.mutable_data_ptr());

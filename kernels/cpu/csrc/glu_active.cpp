@@ -23,7 +23,7 @@ void check_list(const int32_t* ids, int64_t n, int64_t neurons) {
 Tensor glu_active(const Tensor& x, const Tensor& up, const Tensor& down, const Tensor& index, const Tensor& count,
                   const Tensor& value, bool on_up, const Tensor& tally) {
   constexpr const char* op = "glu_active";
-  const Input in = read_input(op, x);
+  Input in = read_input(op, x);
   const Matrix u = read_matrix(op, "up", up, in.columns);
   const Matrix d = read_matrix(op, "down", down, in.columns);
   require(u.rows == d.rows, op, ": up has ", u.rows, " neurons but down has ", d.rows);
@@ -37,19 +37,23 @@ Tensor glu_active(const Tensor& x, const Tensor& up, const Tensor& down, const T
   require(0 <= n && n <= capacity, op, ": count is ", n, " but the list has capacity ", capacity, "; select again");
   check_list(ids, n, u.rows);
   int64_t* total = read_tally(op, tally);
+  prepare(in, u.format);
 
   const RowKernels& kernels = row_kernels();
   const Ffn ffn{kernels, in, u, d, {Activation::kRelu, 0, on_up}, false};
   const Chunks chunks(u.rows);
   int32_t* live = workspace().live.at_least(n);
   float* product = workspace().product.at_least(n * in.tokens);
-  Partials partials(in, chunks.count);
-  parallel_tasks(chunks.count, [&](int64_t chunk) {
+  Partials partials(in, d.format, chunks.count);
+  parallel_tasks(chunks.count, [&](int64_t chunk, int64_t) {
     const int64_t first = std::lower_bound(ids, ids + n, chunks.begin(chunk)) - ids;
     const int64_t last = std::lower_bound(ids + first, ids + n, chunks.end(chunk)) - ids;
     if (first == last) return;
     const Listed listed{ids + first, last - first, values + first, 1, capacity};
-    partials.count(chunk, ffn.add(listed, product + first * in.tokens, live + first, partials.clear(chunk)));
+    Course course;
+    course.add(u, listed.ids, listed.n);
+    course.add(d, listed.ids, listed.n);
+    partials.count(chunk, ffn.add(listed, course, 0, product + first * in.tokens, live + first, partials.clear(chunk)));
   });
   return partials.sum(x, total);
 }

@@ -10,13 +10,14 @@
 namespace prosparse {
 namespace {
 
-constexpr const char* kNames[] = {"generic", "avx2", "avx512"};  // worst first
+constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512vnni"};  // worst first
 
 const RowKernels* best_up_to([[maybe_unused]] int limit) {
 #if defined(__x86_64__)
-  if (limit >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    return &kAvx512Kernels;
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (limit >= 3 && avx512 && __builtin_cpu_supports("avx512vnni")) return &kAvx512VnniKernels;
+  if (limit >= 2 && avx512) return &kAvx512Kernels;
   // every machine with AVX2 and FMA has F16C, which older compilers cannot ask for
   if (limit >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kAvx2Kernels;
 #endif
@@ -24,20 +25,20 @@ const RowKernels* best_up_to([[maybe_unused]] int limit) {
 }
 
 std::atomic<const RowKernels*>& current() {
-  static std::atomic<const RowKernels*> kernels{best_up_to(2)};
+  static std::atomic<const RowKernels*> kernels{best_up_to(3)};
   return kernels;
 }
 
 std::string cpu_isa() { return row_kernels().name; }
 
 std::string cpu_cap_isa(std::string limit) {
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 4; ++i) {
     if (limit == kNames[i]) {
       current().store(best_up_to(i));
       return cpu_isa();
     }
   }
-  fail("cpu_cap_isa: limit is '", limit, "'; supported are generic, avx2, avx512");
+  fail("cpu_cap_isa: limit is '", limit, "'; supported are generic, avx2, avx512, avx512vnni");
 }
 
 }  // namespace

@@ -32,17 +32,20 @@ inline void relax() {
 }
 
 // The state of a region in one word, so that a task is claimed in one step: a late worker can never claim a task of a
-// region that has ended, since the number would not match.
+// region that has ended, since none is left of it. Tasks from front to back - 1 are left.
 struct Ticket {
   static constexpr int64_t kMostTasks = 0xffff;
-  static uint64_t make(uint64_t region, uint64_t n) { return region << 32 | n << 16; }
-  static uint64_t next(uint64_t ticket) { return ticket & 0xffff; }
-  static uint64_t n(uint64_t ticket) { return ticket >> 16 & 0xffff; }
+  static uint64_t make(uint64_t region, uint64_t n) { return region << 48 | n << 32 | n; }
+  static int64_t n(uint64_t ticket) { return ticket >> 32 & 0xffff; }
+  static int64_t front(uint64_t ticket) { return ticket >> 16 & 0xffff; }
+  static int64_t back(uint64_t ticket) { return ticket & 0xffff; }
+  static uint64_t without_front(uint64_t ticket) { return ticket + (1 << 16); }
+  static uint64_t without_back(uint64_t ticket) { return ticket - 1; }
 };
 
 class Pool {
  public:
-  bool try_run(int64_t n, int64_t threads, void (*task)(const void*, int64_t), const void* context) {
+  bool try_run(int64_t n, int64_t threads, Task task, const void* context) {
     std::unique_lock<std::mutex> owner(busy_, std::try_to_lock);
     if (!owner.owns_lock()) return false;
     const int64_t helpers = hire(std::min(threads, n) - 1);
@@ -52,7 +55,7 @@ class Pool {
     helpers_.store(helpers, std::memory_order_relaxed);
     ticket_.store(Ticket::make(++region_, n), std::memory_order_seq_cst);
     if (helpers > 0 && sleeping_.load(std::memory_order_seq_cst) > 0) ticket_.notify_all();
-    work();
+    work(0);
     wait_for_last(n);
     return true;
   }
@@ -70,15 +73,19 @@ class Pool {
     return std::min(wanted, workers_);
   }
 
-  // Runs tasks until none is left to claim.
-  void work() {
+  // Runs tasks until none is left to claim: forward for the owner of the region (0 helpers beside), else backward.
+  void work(int64_t helpers) {
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
-    while (Ticket::next(ticket) < Ticket::n(ticket)) {
-      if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
+    while (Ticket::front(ticket) < Ticket::back(ticket)) {
+      const uint64_t claimed = helpers == 0 ? Ticket::without_front(ticket) : Ticket::without_back(ticket);
+      if (!ticket_.compare_exchange_weak(ticket, claimed, std::memory_order_acq_rel)) continue;
       // Until this task is counted as finished, its region cannot end: task_ and context_ are those of the ticket.
-      task_(context_, static_cast<int64_t>(Ticket::next(ticket)));
-      if (finished_.fetch_add(1, std::memory_order_release) + 1 == static_cast<int64_t>(Ticket::n(ticket)))
-        finished_.notify_all();
+      const int64_t first = Ticket::front(ticket), last = Ticket::back(ticket) - 1;
+      if (helpers == 0)
+        task_(context_, first, std::min(first + 1, last));
+      else
+        task_(context_, last, std::max(last - helpers, first));
+      if (finished_.fetch_add(1, std::memory_order_release) + 1 == Ticket::n(ticket)) finished_.notify_all();
       ticket = ticket_.load(std::memory_order_acquire);
     }
   }
@@ -97,7 +104,8 @@ class Pool {
 
   [[noreturn]] void serve(int64_t number) {
     for (;;) {
-      if (number < helpers_.load(std::memory_order_relaxed)) work();
+      const int64_t helpers = helpers_.load(std::memory_order_relaxed);
+      if (number < helpers) work(helpers);
       await(ticket_.load(std::memory_order_acquire));
     }
   }
@@ -123,7 +131,7 @@ class Pool {
   alignas(64) std::atomic<int64_t> finished_{0};
   std::atomic<int64_t> helpers_{0};  // workers with a smaller number take part
   std::atomic<int64_t> sleeping_{0};
-  void (*task_)(const void*, int64_t) = nullptr;  // written between regions only
+  Task task_ = nullptr;  // written between regions only
   const void* context_ = nullptr;
 };
 
@@ -144,9 +152,9 @@ Pool& pool() {
 
 }  // namespace
 
-void run_tasks(int64_t n, int64_t threads, void (*task)(const void* context, int64_t i), const void* context) {
+void run_tasks(int64_t n, int64_t threads, Task task, const void* context) {
   if (n > 1 && threads > 1 && n <= Ticket::kMostTasks && pool().try_run(n, threads, task, context)) return;
-  for (int64_t i = 0; i < n; ++i) task(context, i);
+  for (int64_t i = 0; i < n; ++i) task(context, i, std::min(i + 1, n - 1));
 }
 
 }  // namespace prosparse

@@ -9,8 +9,12 @@
 
 namespace prosparse {
 
-// task(context, i) for every i < n, each once, on up to `threads` threads; returns when all are done. Which thread runs
-// which task is left open. While another thread's region runs, this one is computed by its caller alone.
-void run_tasks(int64_t n, int64_t threads, void (*task)(const void* context, int64_t i), const void* context);
+// Task i; `then` is the one that its thread takes next if no other thread does before (i at the end).
+typedef void (*Task)(const void* context, int64_t i, int64_t then);
+
+// Runs every task i < n once, on up to `threads` threads; returns when all are done. The caller takes tasks from the
+// front and the workers from the back, so that a thread walks through memory in one direction; which thread runs which
+// task is left open. While another thread's region runs, this one is computed by its caller alone.
+void run_tasks(int64_t n, int64_t threads, Task task, const void* context);
 
 }  // namespace prosparse

@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "isa.h"
 #include "require.h"
 #include "workspace.h"
 
@@ -47,12 +48,23 @@ Format read_format(const char* op, const char* name, const Tensor& tensor) {
 Matrix read_matrix(const char* op, const char* name, const Tensor& tensor, int64_t columns) {
   require_cpu(op, name, tensor);
   require(tensor.dim() == 2, op, ": ", name, " must be [rows, columns], got ", tensor.dim(), " dimensions");
+  const ScalarType type = tensor.scalar_type();
+  if (type == ScalarType::Char || type == ScalarType::Byte) {
+    const Format format = type == ScalarType::Char ? kInt8 : kInt4;
+    require(tensor.size(1) == packed_bytes(format, columns), op, ": rows of ", name, " have ", tensor.size(1),
+            " bytes, but ", columns, " columns of ", format == kInt8 ? "int8" : "int4", " make ",
+            packed_bytes(format, columns));
+    require(tensor.stride(1) == 1, op, ": rows of ", name, " must be contiguous, got stride ", tensor.stride(1));
+    return {static_cast<const char*>(tensor.const_data_ptr()), tensor.size(0), columns, tensor.size(1),
+            tensor.stride(0), format};
+  }
   require(tensor.size(1) == columns, op, ": ", name, " has ", tensor.size(1), " columns but x has ", columns);
   require(columns <= 1 || tensor.stride(1) == 1, op, ": rows of ", name, " must be contiguous, got stride ",
           tensor.stride(1), "; call .contiguous()");
   const Format format = read_format(op, name, tensor);
-  return {static_cast<const char*>(tensor.const_data_ptr()), tensor.size(0), columns,
-          tensor.stride(0) * static_cast<int64_t>(tensor.element_size()), format};
+  const int64_t item = static_cast<int64_t>(tensor.element_size());
+  return {static_cast<const char*>(tensor.const_data_ptr()), tensor.size(0), columns, columns * item,
+          tensor.stride(0) * item, format};
 }
 
 Input read_input(const char* op, const Tensor& x) {
@@ -61,7 +73,7 @@ Input read_input(const char* op, const Tensor& x) {
   require(1 <= x.size(0) && x.size(0) <= kMaxTokens, op, ": x has ", x.size(0), " tokens, this op takes 1 to ",
           kMaxTokens);
   require(x.is_contiguous(), op, ": x must be contiguous; call .contiguous()");
-  const int64_t tokens = x.size(0), columns = x.size(1), stride = round_up(columns, kPadding);
+  const int64_t tokens = x.size(0), columns = x.size(1), stride = round_up(columns, kBlockColumns);
   const Format format = read_format(op, "x", x);
   float* data = workspace().x.at_least(tokens * stride);
   const char* from = static_cast<const char*>(x.const_data_ptr());
@@ -76,7 +88,17 @@ Input read_input(const char* op, const Tensor& x) {
       convert(static_cast<const torch::headeronly::BFloat16*>(row), columns, to);
     std::memset(to + columns, 0, (stride - columns) * sizeof(float));
   }
-  return {data, tokens, columns, stride, format};
+  return {data,   tokens, columns, stride, format, reinterpret_cast<const char*>(data),
+          stride * static_cast<int64_t>(sizeof(float))};
+}
+
+void prepare(Input& x, Format format) {
+  const auto make = row_kernels().prepare[format];
+  if (make == nullptr) return;
+  x.prepared_bytes = prepared_bytes(format, x.columns);
+  char* data = workspace().prepared.at_least(x.tokens * x.prepared_bytes);
+  for (int64_t t = 0; t < x.tokens; ++t) make(x.data + t * x.stride, x.columns, data + t * x.prepared_bytes);
+  x.prepared = data;
 }
 
 const int32_t* read_int32(const char* op, const char* name, const Tensor& tensor) {

@@ -13,22 +13,25 @@ using torch::stable::Tensor;
 
 constexpr int64_t kMaxTokens = 16;
 
-// A weight in layout `rows`: a row is contiguous, the next one may start further away.
+// A weight whose rows are contiguous; the next one may start further away.
 struct Matrix {
   const char* data;
-  int64_t rows, columns, row_bytes;
+  int64_t rows, columns, bytes, row_bytes;  // of a row, and from one row to the next
   Format format;
 
   const void* row(int64_t i) const { return data + i * row_bytes; }
 };
 
-// The tokens of a step, converted to fp32 and padded with zeros.
+// The tokens of a step, converted to fp32, padded with zeros to a multiple of kBlockColumns, and prepared for the
+// weights that they meet.
 struct Input {
   const float* data;
   int64_t tokens, columns, stride;
   Format format;  // of the tensor, and of the result
+  const char* prepared;
+  int64_t prepared_bytes;  // from one token to the next
 
-  const float* token(int64_t t) const { return data + t * stride; }
+  const void* token(int64_t t) const { return prepared + t * prepared_bytes; }
 };
 
 Format read_format(const char* op, const char* name, const Tensor& tensor);
@@ -36,6 +39,9 @@ Matrix read_matrix(const char* op, const char* name, const Tensor& tensor, int64
 
 // Converts into this thread's workspace: valid until the next op of the same thread.
 Input read_input(const char* op, const Tensor& x);
+
+// For weights of this format; the same validity.
+void prepare(Input& x, Format format);
 
 // The pointer of a contiguous tensor of this type and shape; dims < 0 match any size.
 const int32_t* read_int32(const char* op, const char* name, const Tensor& tensor);

@@ -37,6 +37,7 @@ class Buffer {
 
 struct Workspace {
   Buffer<float> x;         // [tokens, padded columns]
+  Buffer<char> prepared;   // [tokens, prepared_bytes]
   Buffer<float> value;     // [neurons, tokens]
   Buffer<float> product;   // [neurons, tokens]
   Buffer<float> partial;   // [chunks, tokens, padded columns]
