@@ -14,8 +14,8 @@ on the GPU alike. The dtype of the tensor names the format: int8, and uint8 for 
 Scales are bf16 because codes are fitted to the scale as stored: digits of it gain nothing, and its range is fp32's. An
 int8 scale is the largest weight / 127, rounded up, so that nothing is clipped. With 15 steps that choice is poor (the
 largest weight of a group decides alone), so an int4 scale is searched: of several scales that map the largest weight to
-a bit more or less than -8, the best in squared error after a least-squares fit. On normal weights the mean squared error
-is 11 % below that of mapping the largest weight to -8, and 30 % below that of largest / 7.
+a bit more or less than -8, the best in squared error after a least-squares fit. On normal weights the mean squared
+error is 11 % below that of mapping the largest weight to -8, and 30 % below that of largest / 7.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def quantize_reference(matrix: Tensor, out: Tensor) -> None:
     target = out.view(torch.uint8) if out.dtype != torch.uint8 else out
     target.zero_()
     end = code_bytes(fmt, columns)
-    target[:, :end] = packed.reshape(rows, -1)
+    target[:, :end] = packed.flatten(1)
     target[:, end : end + 2 * count] = scale.contiguous().view(torch.uint8)
 
 
@@ -145,14 +145,12 @@ def dequantize_reference(codes: Tensor, columns: int) -> Tensor:
     """The values of a packed matrix in float32, in plain PyTorch."""
     fmt = FORMAT[codes.dtype]
     count, end = groups(fmt, columns), code_bytes(fmt, columns)
-    data = codes.contiguous().view(torch.uint8)
-    scale = data[:, end : end + 2 * count].contiguous().view(torch.bfloat16).float()
-    packed = data[:, :end]
-    if fmt == "int4":
-        value = _unpack_int4(packed.reshape(codes.shape[0], count, -1)).float() - 8
-    else:
-        value = packed.contiguous().view(torch.int8).view(codes.shape[0], count, -1).float()
-    return (value * scale[..., None]).reshape(codes.shape[0], -1)[:, :columns].contiguous()
+    data = codes.view(torch.uint8)
+    # a clone, because a single row counts as contiguous wherever it starts
+    scale = data[:, end : end + 2 * count].clone(memory_format=torch.contiguous_format).view(torch.bfloat16).float()
+    packed = data[:, :end].unflatten(1, (count, end // count))
+    value = _unpack_int4(packed).float() - 8 if fmt == "int4" else packed.view(torch.int8).float()
+    return (value * scale[..., None]).flatten(1)[:, :columns].contiguous()
 
 
 def _scale_int8(grouped: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from . import quant
 
-FORMATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, **quant.DTYPE}
+FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FORMATS = {**FLOATS, **quant.DTYPE}
 FORMAT_OF_DTYPE = {dtype: name for name, dtype in FORMATS.items()}
 LAYOUTS = ("rows", "bundled")
 
@@ -78,6 +79,10 @@ class Weight:
         if self.packed_columns is None:
             return self.codes.to(dtype)
         return quant.dequantize(self.codes, self.packed_columns, dtype)
+
+    def rows_of(self, ids: Tensor) -> Tensor:
+        """[len(ids), columns] float32: the values of some rows, in a tensor of their own; ids [n] int64."""
+        return Weight(self.codes[ids], self.packed_columns).values()
 
 
 def in_format(matrix: Tensor, fmt: str) -> Weight:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from triton_backend import gpu_backends, running
 
-from prosparse.kernels import cpu
+from prosparse.kernels import cpu, quant
 from prosparse.kernels.attend import attend_reference
+from prosparse.kernels.decode_layers import decode_layers_reference
 from prosparse.kernels.gate_select import gate_select_reference
 from prosparse.kernels.glu_active import glu_active_reference
 from prosparse.kernels.glu_dense import glu_dense_reference
@@ -23,10 +25,13 @@ REFERENCES = {
     "attend": attend_reference,
     "rms_norm": rms_norm_reference,
     "rotary_store": rotary_store_reference,
+    "decode_layers": decode_layers_reference,
     "gate_select": gate_select_reference,
     "glu_active": glu_active_reference,
     "glu_exact": glu_exact_reference,
     "glu_dense": glu_dense_reference,
+    "quantize": quant.quantize_reference,
+    "dequantize": quant._dequantize_into,
 }
 
 
@@ -70,9 +75,13 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
     cpu.cap_isa(in_use)
 
 
-@pytest.fixture(scope="module", params=["reference", *COMPILED])
+@pytest.fixture(scope="module", params=["reference", *COMPILED, *gpu_backends()])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each way to run an op on this machine in turn: the reference, and every instruction set of the extension."""
+    """Each way to run an op here in turn: the reference, every instruction set of the extension, Triton's kernels."""
+    if request.param in ("triton", "cuda"):
+        with running(request.param):
+            yield request.param
+        return
     if request.param != "reference":
         in_use = cpu.isa()
         cpu.cap_isa(request.param.removeprefix("cpu-"))

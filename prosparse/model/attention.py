@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from prosparse.kernels.attend import attend, visible
 from prosparse.kernels.checks import MAX_ROWS
+from prosparse.kernels.decode_layers import Glu, Layer
 from prosparse.kernels.linear import linear
 from prosparse.kernels.rms_norm import rms_norm
 from prosparse.kernels.rotary_store import rotary_store
@@ -67,6 +68,10 @@ class Attention:
         self.layer, self.norm, self.qkv, self.qkv_bias, self.o = layer, norm, qkv, qkv_bias, o
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.norm_eps, self.scale, self.window = config.norm_eps, config.residual_scale, config.sliding_window
+
+    def with_ffn(self, ffn: Glu) -> Layer:
+        """This block and the FFN after it, for the op that computes whole layers."""
+        return Layer(self.norm, self.qkv, self.qkv_bias, self.o, ffn)
 
     def __call__(self, residual: Tensor, step: Step, cache: KVCache) -> Tensor:
         """residual is [tokens, hidden] float32, the tokens of one sequence adjacent; so is the result."""

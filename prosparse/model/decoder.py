@@ -12,6 +12,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from prosparse.kernels import cpu
+from prosparse.kernels.decode_layers import DecodeLayers, Glu
 from prosparse.kernels.linear import linear
 from prosparse.kernels.rms_norm import rms_norm
 from prosparse.kernels.weight import Weight
@@ -33,6 +35,9 @@ class FFN(Protocol):
 
     def bytes_read(self, steps: int, up_rows: int, down_rows: int) -> int:
         """Bytes of weights that decode steps had to read which tallied these rows."""
+
+    def glu(self) -> Glu | None:
+        """What `decode` computes, where that is a plain gated FFN: then a kernel may do whole layers in its stead."""
 
 
 class Decoder:
@@ -59,6 +64,7 @@ class Decoder:
         self.config, self.embed, self.blocks, self.final_norm, self.lm_head = config, embed, blocks, final_norm, lm_head
         self.context, self.device = context, embed.codes.device
         self.rope = RopeTable(config.rope, config.head_dim, config.max_position, context, self.device)
+        self._whole_layers = self._fuse() if self.device.type == "cpu" and cpu.available() else None
 
     def prefill(self, token_ids: Tensor, slot: int, start: int, cache: KVCache) -> Tensor:
         """Add a chunk of one sequence's prompt.
@@ -92,16 +98,30 @@ class Decoder:
         """
         step = Step.at(slots, starts, token_ids.shape[1], self.rope)
         residual = self._embed(token_ids.flatten())
-        for layer, (attention, ffn) in enumerate(self.blocks):
-            residual = ffn.decode(attention(residual, step, cache), tally[layer])
+        if self._whole_layers is not None:
+            residual = self._whole_layers(residual, cache.keys, cache.values, step.cos, step.sin, slots, starts, tally)
+        else:
+            for layer, (attention, ffn) in enumerate(self.blocks):
+                residual = ffn.decode(attention(residual, step, cache), tally[layer])
         return self._finish(residual)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, [tokens, vocab] float32, from final hidden states."""
         return linear(hidden, self.lm_head)
 
+    def _fuse(self) -> DecodeLayers | None:
+        """All layers as one op, if every FFN block allows it."""
+        layers = []
+        for attention, ffn in self.blocks:
+            glu = ffn.glu()
+            if glu is None:
+                return None
+            layers.append(attention.with_ffn(glu))
+        config = self.config
+        return DecodeLayers(layers, config.norm_eps, config.residual_scale, config.sliding_window)
+
     def _embed(self, token_ids: Tensor) -> Tensor:
-        return self.embed.codes[token_ids].float().mul_(self.config.embed_scale)
+        return self.embed.rows_of(token_ids).mul_(self.config.embed_scale)
 
     def _finish(self, residual: Tensor) -> Tensor:
         hidden = rms_norm(residual, self.final_norm, self.config.norm_eps)

@@ -7,18 +7,22 @@ some token, and a GEMM reads each weight once for all of them. The blocks differ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from prosparse.kernels.activation import Activation, gate_value, up_value
 from prosparse.kernels.checks import MAX_ROWS
+from prosparse.kernels.decode_layers import Glu
 from prosparse.kernels.glu_active import weigh
 from prosparse.kernels.glu_dense import glu_dense
 from prosparse.kernels.glu_exact import glu_exact
 from prosparse.kernels.linear import gemm_transposed, linear
 from prosparse.kernels.rms_norm import rms_norm
 from prosparse.kernels.weight import Weight
+
+View = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class GatedFFN(ABC):
@@ -45,11 +49,17 @@ class GatedFFN(ABC):
         self.norm, self.norm_eps, self.scale = norm, norm_eps, scale
         self.gate, self.up, self.down, self.activation = gate, up, down, activation
 
-    def prefill(self, residual: Tensor) -> Tensor:
-        """Many tokens, dense: [tokens, hidden] float32 to the same. A GEMM rounds the gate to its dtype first."""
+    def prefill(self, residual: Tensor, view: View | None = None) -> Tensor:
+        """Many tokens, dense: [tokens, hidden] float32 to the same. A GEMM rounds the gate to its dtype first.
+
+        `view` sees what a measurement needs: it is called with the normed input, [tokens, hidden], act(gate) and
+        act(gate) * up, [tokens, neurons], and returns what goes into down in place of the last.
+        """
         x = self._normed(residual)
         value = gate_value(linear(x, self.gate), self.activation.code, self.activation.threshold)
         h = weigh(value, up_value(linear(x, self.up), self.activation.on_up))
+        if view is not None:
+            h = view(x, value, h)
         return torch.add(residual, gemm_transposed(h, self.down), alpha=self.scale)
 
     def decode(self, residual: Tensor, tally: Tensor) -> Tensor:
@@ -75,12 +85,18 @@ class GatedFFN(ABC):
 class DenseFFN(GatedFFN):
     """Reads every weight: the dense baseline, and the path of models whose activation makes no zeros."""
 
+    def glu(self) -> Glu:
+        return Glu(self.norm, self.gate, self.up, self.down, self.activation, dense=True)
+
     def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
         return glu_dense(x, self.gate, self.up, self.down, self.activation, tally)
 
 
 class ExactFFN(GatedFFN):
     """Reads the gate, then up and down of the neurons it opens: skips true zeros only."""
+
+    def glu(self) -> Glu:
+        return Glu(self.norm, self.gate, self.up, self.down, self.activation, dense=False)
 
     def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
         return glu_exact(x, self.gate, self.up, self.down, self.activation, tally)

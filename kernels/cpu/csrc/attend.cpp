@@ -3,6 +3,8 @@
 // Positions are cut into blocks at fixed borders. A block of one key head is computed by one thread, against all query
 // heads that share it, and keeps its own maximum, sum and weighted values; blocks are joined in order. So the result
 // does not depend on the threads, nor on the rows computed beside it.
+#include "attend.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -10,7 +12,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "cached.h"
 #include "isa.h"
 #include "parallel.h"
 #include "workspace.h"
@@ -123,7 +124,7 @@ struct Attention {
   }
 };
 
-Tensor attend(const Tensor& q, const Tensor& keys, const Tensor& values, int64_t start, int64_t window) {
+Tensor attend_op(const Tensor& q, const Tensor& keys, const Tensor& values, int64_t start, int64_t window) {
   require(q.is_cpu() && q.dim() == 3 && q.is_contiguous() && read_format("attend", "q", q) == kFp32,
           "attend: q must be a contiguous [rows, heads, head_dim] float32 tensor on the CPU");
   const Cached k = read_cached("attend", "keys", keys), v = read_cached("attend", "values", values);
@@ -135,34 +136,39 @@ Tensor attend(const Tensor& q, const Tensor& keys, const Tensor& values, int64_t
   require(start >= 0 && k.length == start + rows && window >= 0, "attend: keys have ", k.length, " positions but ",
           rows, " rows at start ", start, " need ", start + rows);
 
-  const int64_t stride = round_up(head_dim, kPadding), group = heads / k.heads;
+  Tensor out = torch::stable::new_empty(q, {rows, heads * head_dim});
+  attend(static_cast<const float*>(q.const_data_ptr()), rows, heads, k, v, start, window, heads * head_dim,
+         static_cast<float*>(out.mutable_data_ptr()));
+  return out;
+}
+
+}  // namespace
+
+void attend(const float* q, int64_t rows, int64_t heads, const Cached& k, const Cached& v, int64_t start,
+            int64_t window, int64_t out_stride, float* out, const Upcoming& upcoming) {
+  const int64_t head_dim = k.head_dim, stride = round_up(head_dim, kPadding), group = heads / k.heads;
   const int64_t first_block = (window > 0 ? std::max<int64_t>(0, start + 1 - window) : 0) / kBlock;
   const int64_t blocks = (k.length + kBlock - 1) / kBlock - first_block, parts = rows * heads * blocks;
   Workspace& memory = workspace();
   float* scaled = memory.x.at_least(rows * heads * stride);
-  const float* from = static_cast<const float*>(q.const_data_ptr());
   const float scale = 1 / std::sqrt(static_cast<float>(head_dim));
   for (int64_t i = 0; i < rows * heads; ++i) {
-    for (int64_t j = 0; j < head_dim; ++j) scaled[i * stride + j] = from[i * head_dim + j] * scale;
+    for (int64_t j = 0; j < head_dim; ++j) scaled[i * stride + j] = q[i * head_dim + j] * scale;
     std::memset(scaled + i * stride + head_dim, 0, (stride - head_dim) * sizeof(float));
   }
   float* numbers = memory.value.at_least(2 * parts);
   const Attention attention{row_kernels(), k, v, scaled, rows, heads, group, stride, start, window, blocks,
                             first_block, numbers, numbers + parts, memory.partial.at_least(parts * stride)};
   float* scores = memory.product.at_least(k.heads * blocks * group * kBlock);
-  parallel_tasks(k.heads * blocks, [&](int64_t task, int64_t) {
+  parallel_tasks(k.heads * blocks, [&](int64_t task, Seat seat) {
     for (int64_t row = 0; row < rows; ++row)
       attention.add(row, task % k.heads, first_block + task / k.heads, scores + task * group * kBlock);
+    upcoming.request(task, seat);
   });
-  Tensor out = torch::stable::new_empty(q, {rows, heads * head_dim});
-  float* to = static_cast<float*>(out.mutable_data_ptr());
   for (int64_t row = 0; row < rows; ++row)
-    for (int64_t head = 0; head < heads; ++head) attention.join(row, head, to + (row * heads + head) * head_dim);
-  return out;
+    for (int64_t head = 0; head < heads; ++head) attention.join(row, head, out + row * out_stride + head * head_dim);
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(prosparse, CPU, m) { m.impl("attend", TORCH_BOX(&attend)); }
+STABLE_TORCH_LIBRARY_IMPL(prosparse, CPU, m) { m.impl("attend", TORCH_BOX(&attend_op)); }
 
 }  // namespace prosparse

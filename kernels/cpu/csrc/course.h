@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "pool.h"
 #include "tensors.h"
 
 namespace prosparse {
@@ -51,11 +52,27 @@ class Course {
   int64_t count_ = 0;
 };
 
+// What a thread reads after the region that it is in: it asks for the first of it before it waits for the others, so that
+// memory is not idle meanwhile.
+struct Upcoming {
+  const Matrix* matrix = nullptr;
+  int64_t back = 0;  // the row where workers begin; the caller begins at 0
+
+  void request(int64_t task, Seat seat) const;
+};
+
 // Asks for a whole row.
 inline void request(const Matrix& matrix, int64_t row) {
   const char* data = static_cast<const char*>(matrix.row(row));
   for (int64_t offset = 0; offset < matrix.bytes; offset += 64) __builtin_prefetch(data + offset, 0, 2);
   __builtin_prefetch(data + matrix.bytes - 1, 0, 2);
+}
+
+inline void Upcoming::request(int64_t task, Seat seat) const {
+  constexpr int64_t kBytes = 48 << 10;
+  if (matrix == nullptr || seat.then != task) return;
+  const int64_t begin = seat.front ? 0 : back, end = std::min(matrix->rows, begin + kBytes / matrix->bytes);
+  for (int64_t row = begin; row < end; ++row) prosparse::request(*matrix, row);
 }
 
 }  // namespace prosparse

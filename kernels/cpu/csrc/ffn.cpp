@@ -165,69 +165,70 @@ float* Partials::clear(int64_t chunk) {
   return y;
 }
 
-Tensor Partials::sum(const Tensor& like, int64_t* tally) const {
-  Tensor out = torch::stable::new_empty(like, {x_.tokens, x_.columns});
-  void* to = out.mutable_data_ptr();
-  constexpr int64_t kBlock = 512;  // floats
-  const int64_t per_token = (x_.columns + kBlock - 1) / kBlock;
-  parallel_tasks(x_.tokens * per_token, [&](int64_t block, int64_t) {
-    const int64_t t = block / per_token, begin = block % per_token * kBlock;
-    const int64_t n = std::min(kBlock, x_.columns - begin), padded = std::min(kBlock, x_.stride - begin);
-    float total[kBlock] = {};
-    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-      if (!used_[chunk]) continue;
-      const float* part = data_ + chunk * floats_ + t * x_.stride + begin;
-      for (int64_t i = 0; i < padded; ++i) total[i] += part[i];
-    }
-    float ordered[kBlock];
-    if (down_ == kInt4)
-      for (int64_t i = 0; i < padded; i += kBlockColumns) restore(total + i, ordered + i);
-    write_row(down_ == kInt4 ? ordered : total, n, x_.format, to, t * x_.columns + begin);
-  });
+void Partials::add_up(int64_t t, int64_t begin, int64_t n, float* total) const {
+  float sums[4 * kBlockColumns] = {};
   for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-    tally[0] += counts_[chunk].up_rows;
-    tally[1] += counts_[chunk].down_rows;
-    tally[2] += counts_[chunk].nonzero;
+    if (!used_[chunk]) continue;
+    const float* part = data_ + chunk * floats_ + t * x_.stride + begin;
+    for (int64_t i = 0; i < n; ++i) sums[i] += part[i];
   }
-  return out;
+  if (down_ == kInt4)
+    for (int64_t i = 0; i < n; i += kBlockColumns) restore(sums + i, total + i);
+  else
+    std::memcpy(total, sums, n * sizeof(float));
+}
+
+Glu read_glu(const char* op, const Tensor& gate, const Tensor& up, const Tensor& down, int64_t columns,
+             const Activation& activation, bool dense) {
+  const Glu glu{read_matrix(op, "gate", gate, columns), read_matrix(op, "up", up, columns),
+                read_matrix(op, "down", down, columns), activation, dense};
+  require(glu.gate.rows == glu.up.rows && glu.up.rows == glu.down.rows, op, ": gate, up and down have ", glu.gate.rows,
+          ", ", glu.up.rows, " and ", glu.down.rows, " neurons; they must agree");
+  require(glu.gate.format == glu.up.format && glu.up.format == glu.down.format, op,
+          ": gate, up and down must share a dtype");
+  return glu;
+}
+
+void add_chunks(const Glu& glu, const Input& x, Partials& partials, const Upcoming& upcoming) {
+  const RowKernels& kernels = row_kernels();
+  const Ffn ffn{kernels, x, glu.up, glu.down, glu.activation, glu.dense};
+  const Chunks chunks(glu.gate.rows);
+  Workspace& memory = workspace();
+  int32_t* ids = memory.listed.at_least(glu.gate.rows);
+  int32_t* live = memory.live.at_least(glu.gate.rows);
+  float* value = memory.value.at_least(glu.gate.rows * x.tokens);
+  float* product = memory.product.at_least(glu.gate.rows * x.tokens);
+  parallel_tasks(chunks.count, [&](int64_t chunk, Seat seat) {
+    const int64_t begin = chunks.begin(chunk), size = chunks.end(chunk) - begin, at = begin * x.tokens;
+    Course course;
+    course.add(glu.gate, begin, size);
+    if (glu.dense) {
+      course.add(glu.up, begin, size);
+      course.add(glu.down, begin, size);
+    }
+    course.add(glu.gate, chunks.begin(seat.then), chunks.end(seat.then) - chunks.begin(seat.then));
+    const int64_t n = scan_gate(kernels, x, glu.gate, glu.activation, begin, begin + size, glu.dense, course,
+                                glu.dense ? nullptr : &glu.up, glu.dense ? nullptr : &glu.down, ids + begin, value + at);
+    if (n > 0) {
+      const Listed listed{ids + begin, n, value + at, x.tokens, 1};
+      partials.count(chunk, ffn.add(listed, course, size, product + at, live + begin, partials.clear(chunk)));
+    }
+    upcoming.request(chunk, seat);
+  });
 }
 
 Tensor whole_ffn(const char* op, const Tensor& x, const Tensor& gate, const Tensor& up, const Tensor& down,
                  const Activation& activation, const Tensor& tally, bool dense) {
   Input in = read_input(op, x);
-  const Matrix g = read_matrix(op, "gate", gate, in.columns);
-  const Matrix u = read_matrix(op, "up", up, in.columns);
-  const Matrix d = read_matrix(op, "down", down, in.columns);
-  require(g.rows == u.rows && u.rows == d.rows, op, ": gate, up and down have ", g.rows, ", ", u.rows, " and ", d.rows,
-          " neurons; they must agree");
-  require(g.format == u.format && u.format == d.format, op, ": gate, up and down must share a dtype");
+  const Glu glu = read_glu(op, gate, up, down, in.columns, activation, dense);
   int64_t* count = read_tally(op, tally);
-  prepare(in, g.format);
-  const RowKernels& kernels = row_kernels();
-  const Ffn ffn{kernels, in, u, d, activation, dense};
-  const Chunks chunks(g.rows);
-  Workspace& memory = workspace();
-  int32_t* ids = memory.listed.at_least(g.rows);
-  int32_t* live = memory.live.at_least(g.rows);
-  float* value = memory.value.at_least(g.rows * in.tokens);
-  float* product = memory.product.at_least(g.rows * in.tokens);
-  Partials partials(in, d.format, chunks.count);
-  parallel_tasks(chunks.count, [&](int64_t chunk, int64_t then) {
-    const int64_t begin = chunks.begin(chunk), size = chunks.end(chunk) - begin, at = begin * in.tokens;
-    Course course;
-    course.add(g, begin, size);
-    if (dense) {
-      course.add(u, begin, size);
-      course.add(d, begin, size);
-    }
-    course.add(g, chunks.begin(then), chunks.end(then) - chunks.begin(then));
-    const int64_t n = scan_gate(kernels, in, g, activation, begin, begin + size, dense, course, dense ? nullptr : &u,
-                                dense ? nullptr : &d, ids + begin, value + at);
-    if (n == 0) return;
-    const Listed listed{ids + begin, n, value + at, in.tokens, 1};
-    partials.count(chunk, ffn.add(listed, course, size, product + at, live + begin, partials.clear(chunk)));
+  prepare(in, glu.gate.format);
+  Tensor out = torch::stable::new_empty(x, {in.tokens, in.columns});
+  void* to = out.mutable_data_ptr();
+  run_glu(glu, in, count, [&](int64_t t, int64_t begin, int64_t n, const float* y) {
+    write_row(y, n, in.format, to, t * in.columns + begin);
   });
-  return partials.sum(x, count);
+  return out;
 }
 
 }  // namespace prosparse

@@ -9,6 +9,7 @@
 
 #include "course.h"
 #include "isa.h"
+#include "parallel.h"
 #include "tensors.h"
 
 namespace prosparse {
@@ -85,9 +86,28 @@ class Partials {
   Partials(const Input& x, Format down, int64_t chunks);
   float* clear(int64_t chunk);  // the chunk's y, zeroed; a chunk that is never cleared counts as zero
   void count(int64_t chunk, const Tally& done) { counts_[chunk] = done; }
-  Tensor sum(const Tensor& like, int64_t* tally) const;
+  // Calls store(t, begin, n, y) from any thread for every piece of the sum, and adds to the tally.
+  template <class Store>
+  void sum(int64_t* tally, const Store& store) const {
+    constexpr int64_t kPiece = 4 * kBlockColumns;
+    const int64_t per_token = (x_.columns + kPiece - 1) / kPiece;
+    parallel_tasks(x_.tokens * per_token, [&](int64_t piece, Seat) {
+      const int64_t t = piece / per_token, begin = piece % per_token * kPiece;
+      float total[kPiece];
+      add_up(t, begin, std::min(kPiece, x_.stride - begin), total);
+      store(t, begin, std::min(kPiece, x_.columns - begin), total);
+    });
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      tally[0] += counts_[chunk].up_rows;
+      tally[1] += counts_[chunk].down_rows;
+      tally[2] += counts_[chunk].nonzero;
+    }
+  }
 
  private:
+  // The parts of all chunks, in order, of n padded columns.
+  void add_up(int64_t t, int64_t begin, int64_t n, float* total) const;
+
   const Input& x_;
   Format down_;
   int64_t chunks_, floats_;
@@ -95,6 +115,32 @@ class Partials {
   Tally counts_[Chunks::kMost];
   bool used_[Chunks::kMost] = {};
 };
+
+// gate, up and down of one layer, and what happens between them.
+struct Glu {
+  Matrix gate, up, down;
+  Activation activation;
+  bool dense;
+
+  static Upcoming upcoming(const Matrix& gate) {
+    const Chunks chunks(gate.rows);
+    return {&gate, chunks.begin(chunks.count - 1)};
+  }
+};
+
+// Every chunk of the neurons into its partial result.
+void add_chunks(const Glu& glu, const Input& x, Partials& partials, const Upcoming& upcoming);
+
+// Calls store(t, begin, n, y) for the pieces of the output, see Partials. x is prepared for the weights.
+template <class Store>
+void run_glu(const Glu& glu, const Input& x, int64_t* tally, const Store& store, const Upcoming& upcoming = {}) {
+  Partials partials(x, glu.down.format, Chunks(glu.gate.rows).count);
+  add_chunks(glu, x, partials, upcoming);
+  partials.sum(tally, store);
+}
+
+Glu read_glu(const char* op, const Tensor& gate, const Tensor& up, const Tensor& down, int64_t columns,
+             const Activation& activation, bool dense);
 
 // glu_exact and glu_dense.
 Tensor whole_ffn(const char* op, const Tensor& x, const Tensor& gate, const Tensor& up, const Tensor& down,

@@ -24,11 +24,11 @@ std::tuple<Tensor, Tensor, Tensor> gate_select(const Tensor& x, const Tensor& ga
   int32_t* ids = workspace().listed.at_least(g.rows);
   float* values = workspace().value.at_least(g.rows * in.tokens);
   int64_t found[Chunks::kMost];
-  parallel_tasks(chunks.count, [&](int64_t chunk, int64_t then) {
+  parallel_tasks(chunks.count, [&](int64_t chunk, Seat seat) {
     const int64_t begin = chunks.begin(chunk), end = chunks.end(chunk);
     Course course;
     course.add(g, begin, end - begin);
-    course.add(g, chunks.begin(then), chunks.end(then) - chunks.begin(then));
+    course.add(g, chunks.begin(seat.then), chunks.end(seat.then) - chunks.begin(seat.then));
     found[chunk] = scan_gate(kernels, in, g, activation, begin, end, false, course, nullptr, nullptr, ids + begin,
                              values + begin * in.tokens);
   });

@@ -45,7 +45,7 @@ Tensor glu_active(const Tensor& x, const Tensor& up, const Tensor& down, const T
   int32_t* live = workspace().live.at_least(n);
   float* product = workspace().product.at_least(n * in.tokens);
   Partials partials(in, d.format, chunks.count);
-  parallel_tasks(chunks.count, [&](int64_t chunk, int64_t) {
+  parallel_tasks(chunks.count, [&](int64_t chunk, Seat) {
     const int64_t first = std::lower_bound(ids, ids + n, chunks.begin(chunk)) - ids;
     const int64_t last = std::lower_bound(ids + first, ids + n, chunks.end(chunk)) - ids;
     if (first == last) return;
@@ -55,7 +55,12 @@ Tensor glu_active(const Tensor& x, const Tensor& up, const Tensor& down, const T
     course.add(d, listed.ids, listed.n);
     partials.count(chunk, ffn.add(listed, course, 0, product + first * in.tokens, live + first, partials.clear(chunk)));
   });
-  return partials.sum(x, total);
+  Tensor out = torch::stable::new_empty(x, {in.tokens, in.columns});
+  void* to = out.mutable_data_ptr();
+  partials.sum(total, [&](int64_t t, int64_t begin, int64_t size, const float* y) {
+    write_row(y, size, in.format, to, t * in.columns + begin);
+  });
+  return out;
 }
 
 }  // namespace

@@ -9,12 +9,11 @@
 
 namespace prosparse {
 
-// f(i, then) for every i < n, in any order, `then` being the task that this thread probably takes next; a free thread
-// takes what is left, so a slow core delays nobody.
+// f(i, seat) for every i < n, in any order; a free thread takes what is left, so a slow core delays nobody.
 template <class F>
 void parallel_tasks(int64_t n, const F& f) {
   run_tasks(n, torch::stable::get_num_threads(),
-            [](const void* context, int64_t i, int64_t then) { (*static_cast<const F*>(context))(i, then); }, &f);
+            [](const void* context, int64_t i, Seat seat) { (*static_cast<const F*>(context))(i, seat); }, &f);
 }
 
 }  // namespace prosparse

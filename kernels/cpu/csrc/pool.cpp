@@ -82,9 +82,9 @@ class Pool {
       // Until this task is counted as finished, its region cannot end: task_ and context_ are those of the ticket.
       const int64_t first = Ticket::front(ticket), last = Ticket::back(ticket) - 1;
       if (helpers == 0)
-        task_(context_, first, std::min(first + 1, last));
+        task_(context_, first, {std::min(first + 1, last), true});
       else
-        task_(context_, last, std::max(last - helpers, first));
+        task_(context_, last, {std::max(last - helpers, first), false});
       if (finished_.fetch_add(1, std::memory_order_release) + 1 == Ticket::n(ticket)) finished_.notify_all();
       ticket = ticket_.load(std::memory_order_acquire);
     }
@@ -154,7 +154,7 @@ Pool& pool() {
 
 void run_tasks(int64_t n, int64_t threads, Task task, const void* context) {
   if (n > 1 && threads > 1 && n <= Ticket::kMostTasks && pool().try_run(n, threads, task, context)) return;
-  for (int64_t i = 0; i < n; ++i) task(context, i, std::min(i + 1, n - 1));
+  for (int64_t i = 0; i < n; ++i) task(context, i, {std::min(i + 1, n - 1), true});
 }
 
 }  // namespace prosparse

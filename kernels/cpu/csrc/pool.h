@@ -9,8 +9,14 @@
 
 namespace prosparse {
 
-// Task i; `then` is the one that its thread takes next if no other thread does before (i at the end).
-typedef void (*Task)(const void* context, int64_t i, int64_t then);
+// Where a thread stands: the task that it takes next if no other thread does before (its own at the end), and whether it
+// is the caller, who takes tasks from the front.
+struct Seat {
+  int64_t then;
+  bool front;
+};
+
+typedef void (*Task)(const void* context, int64_t i, Seat seat);
 
 // Runs every task i < n once, on up to `threads` threads; returns when all are done. The caller takes tasks from the
 // front and the workers from the back, so that a thread walks through memory in one direction; which thread runs which

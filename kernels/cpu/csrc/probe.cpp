@@ -55,7 +55,7 @@ int64_t cpu_read(const Tensor& buffer) {
           "cpu_read: the buffer must be contiguous, 64-byte aligned and a multiple of ", kPiece, " bytes, got ", bytes);
   const auto read = widest();
   std::atomic<uint64_t> all{0};
-  parallel_tasks(bytes / kPiece, [&](int64_t i, int64_t) { all.fetch_xor(read(data + i * kPiece), std::memory_order_relaxed); });
+  parallel_tasks(bytes / kPiece, [&](int64_t i, Seat) { all.fetch_xor(read(data + i * kPiece), std::memory_order_relaxed); });
   return static_cast<int64_t>(all.load() >> 1);
 }
 

@@ -34,7 +34,7 @@ void quantize(const Tensor& matrix, const Tensor& out) {
   const int64_t stride = matrix.stride(0) * static_cast<int64_t>(matrix.element_size());
   char* to = static_cast<char*>(out.mutable_data_ptr());
   const auto round_row = row_kernels().quantize[packed.format];
-  parallel_tasks((rows + kTask - 1) / kTask, [&](int64_t task, int64_t) {
+  parallel_tasks((rows + kTask - 1) / kTask, [&](int64_t task, Seat) {
     std::vector<float> row(round_up(columns, kBlockColumns));
     for (int64_t i = task * kTask; i < std::min(rows, (task + 1) * kTask); ++i) {
       const void* source = data + i * stride;
@@ -58,7 +58,7 @@ void dequantize(const Tensor& codes, const Tensor& out) {
   require(to != kFp16, "dequantize: out must be float32 or bfloat16");
   const RowKernels& kernels = row_kernels();
   void* data = out.mutable_data_ptr();
-  parallel_tasks((rows + kTask - 1) / kTask, [&](int64_t task, int64_t) {
+  parallel_tasks((rows + kTask - 1) / kTask, [&](int64_t task, Seat) {
     for (int64_t i = task * kTask; i < std::min(rows, (task + 1) * kTask); ++i) {
       if (to == kFp32)
         kernels.dequantize_fp32[packed.format](packed.row(i), columns, static_cast<float*>(data) + i * columns);

@@ -3,8 +3,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "cached.h"
-#include "workspace.h"
+#include "rotary_store.h"
 
 namespace prosparse {
 namespace {
@@ -14,14 +13,6 @@ const float* read_floats(const char* name, const Tensor& tensor) {
               read_format("rotary_store", name, tensor) == kFp32,
           "rotary_store: ", name, " must be a contiguous float32 matrix on the CPU");
   return static_cast<const float*>(tensor.const_data_ptr());
-}
-
-void rotate(const float* head, const float* cos, const float* sin, int64_t half, float* to) {
-  const float *a = head, *b = head + half;
-  for (int64_t i = 0; i < half; ++i) {
-    to[i] = a[i] * cos[i] - b[i] * sin[i];
-    to[half + i] = b[i] * cos[i] + a[i] * sin[i];
-  }
 }
 
 Tensor rotary_store(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& keys, const Tensor& values,
@@ -41,18 +32,7 @@ Tensor rotary_store(const Tensor& qkv, const Tensor& cos, const Tensor& sin, con
 
   Tensor out = torch::stable::new_empty(qkv, {rows, heads, head_dim});
   float* q = static_cast<float*>(out.mutable_data_ptr());
-  float* key = workspace().x.at_least(head_dim);
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* head = x + r * width;
-    for (int64_t h = 0; h < heads; ++h, head += head_dim, q += head_dim)
-      rotate(head, c + r * half, s + r * half, half, q);
-    for (int64_t h = 0; h < k.heads; ++h, head += head_dim) {
-      rotate(head, c + r * half, s + r * half, half, key);
-      write_row(key, head_dim, k.format, k.data, k.offset(h, start + r));
-    }
-    for (int64_t h = 0; h < v.heads; ++h, head += head_dim)
-      write_row(head, head_dim, v.format, v.data, v.offset(h, start + r));
-  }
+  rotate_and_store(x, rows, heads, c, s, k, v, start, q);
   return out;
 }
 

@@ -38,6 +38,11 @@ class Buffer {
 struct Workspace {
   Buffer<float> x;         // [tokens, padded columns]
   Buffer<char> prepared;   // [tokens, prepared_bytes]
+  Buffer<float> key;       // [head_dim]
+  Buffer<float> normed;    // [tokens, padded hidden]
+  Buffer<float> heads;     // [tokens, (heads + 2 kv_heads) * head_dim]
+  Buffer<float> queries;   // [tokens, heads * head_dim]
+  Buffer<float> attended;  // [tokens, padded heads * head_dim]
   Buffer<float> value;     // [neurons, tokens]
   Buffer<float> product;   // [neurons, tokens]
   Buffer<float> partial;   // [chunks, tokens, padded columns]
