@@ -23,11 +23,15 @@ HELD_OUT_EVERY = 3
 OPENING = 40  # characters that tell the books apart
 
 
+def read_text(path: Path) -> str:
+    """A text file, plain or .xz."""
+    raw = path.read_bytes()
+    return (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode()
+
+
 def read_books(path: Path) -> list[str]:
     """The non-empty books of a text file, plain or .xz."""
-    raw = path.read_bytes()
-    text = (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode()
-    return [book.strip() for book in text.split(END) if book.strip()]
+    return [book.strip() for book in read_text(path).split(END) if book.strip()]
 
 
 def opening(book: str) -> str:

@@ -1,0 +1,86 @@
+"""What must hold of every compiled kernel, and what it keeps in flight."""
+
+from __future__ import annotations
+
+import triton
+
+from prosparse.kernels.triton.configs import PIECES
+from prosparse.kernels.triton.layout import UNIT_BYTES
+
+from .cubin import Resources
+from .launches import Launch
+from .targets import Case, Target
+
+# Registers of a thread and bytes of shared memory, at most, with Triton 3.6.0: another version may differ.
+PINNED = "3.6.0"
+BUDGET = {
+    "select": (168, 40 << 10),
+    "up": (104, 40 << 10),
+    "gate_up": (104, 40 << 10),
+    "down": (128, 18 << 10),
+    "linear": (168, 40 << 10),
+    "tile_select": (200, 48 << 10),
+    "tile_down": (200, 16 << 10),
+    "attend": (255, 72 << 10),
+    "join_attend": (168, 4 << 10),
+    "rms_norm": (64, 1 << 10),
+    "rotary_store": (40, 1 << 10),
+}
+READERS = set(BUDGET) - {"join_attend", "rms_norm", "rotary_store"}  # of weights, or of the cache
+
+
+def problems(case: Case, launch: Launch, found: Resources, target: Target) -> list[str]:
+    """What is wrong with a compiled kernel, in words."""
+    wrong = []
+    if found.spills:
+        wrong.append(f"{found.spills} instructions spill registers")
+    if found.ordered is False:
+        wrong.append("a ticket is taken before the stores it stands for")
+    if programs_per_sm(launch, found, target) == 0:
+        wrong.append(f"{found.shared} bytes of shared memory do not fit")
+    if launch.name in READERS:
+        wide = found.copies.get(16, 0) + found.loads.get(16, 0)
+        narrow = sum(n for loads in (found.copies, found.loads) for width, n in loads.items() if width < 4)
+        if wide < 2 or not found.copies.get(16, 0) + found.copies.get(8, 0):
+            wrong.append(f"weights are not read 16 bytes at a time: copies {found.copies}, loads {found.loads}")
+        if narrow and case.fmt not in ("int8", "int4"):  # scales are two bytes
+            wrong.append(f"{narrow} loads of less than 4 bytes")
+    if triton.__version__ == PINNED:
+        registers, shared = BUDGET[launch.name]
+        if found.registers > registers:
+            wrong.append(f"{found.registers} registers, {registers} allowed")
+        if found.shared > shared:
+            wrong.append(f"{found.shared} bytes of shared memory, {shared} allowed")
+    return wrong
+
+
+def programs_per_sm(launch: Launch, found: Resources, target: Target) -> int:
+    """Programs that run on a multiprocessor at once, by what they need and by how many there are."""
+    threads = 32 * launch.warps
+    registers = -(-found.registers // 8) * 8 * threads
+    fit = min(target.blocks, target.threads // threads, 65536 // registers, target.shared // (found.shared + 1024))
+    return min(fit, -(-launch.programs // target.gpu.sms))
+
+
+def tile_bytes(launch: Launch) -> int:
+    """Bytes of weights, or of the cache, that one stage of a kernel's loop reads; 0 for kernels without such a loop."""
+    v = launch.values
+    if launch.name not in READERS or launch.name == "join_attend":
+        return 0
+    if launch.name == "attend":
+        return 2 * v["BLOCK_P"] * v["HEAD_DIM"] * v["keys_ptr"].element_size()
+    codes = next(v[name] for name in ("gate_ptr", "up_ptr", "down_ptr", "codes_ptr") if name in v)
+    if launch.name == "down":
+        row = PIECES * UNIT_BYTES
+    elif launch.name == "tile_down":
+        row = v["WIDTH"] // (8 if v["FORMAT"] == "int4" else 1) * codes.element_size()
+    elif "BLOCK_E" in v:
+        row = v["BLOCK_E"] * codes.element_size()
+    else:
+        row = codes.shape[1] * codes.element_size()
+    return v["BLOCK_N"] * row * (2 if launch.name == "gate_up" else 1)
+
+
+def in_flight(launch: Launch, found: Resources, target: Target) -> int:
+    """Bytes a multiprocessor has asked for while every program waits: all stages of its loop but the one in use."""
+    return programs_per_sm(launch, found, target) * (launch.values.get("STAGES", 1) - 1) * tile_bytes(launch)

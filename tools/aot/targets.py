@@ -1,0 +1,140 @@
+"""What is compiled, for which GPUs: the launches of a decode step at the sizes of real models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prosparse.kernels import quant
+from prosparse.kernels.activation import Activation
+from prosparse.kernels.tally import new_tally
+from prosparse.kernels.triton import attend, glu_active, glu_dense, glu_exact, linear, rms_norm, rotary_store
+from prosparse.kernels.triton.gpu import Gpu
+from prosparse.kernels.weight import FORMATS
+
+from .launches import Launch, launches
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU, from its data sheet and programming guide.
+
+    Args:
+        name: a board with this compute capability.
+        gpu: capability and multiprocessors.
+        shared: bytes of shared memory of a multiprocessor that programs may use, 1 KiB for each included.
+        threads, blocks: that a multiprocessor runs at once.
+        bandwidth: GB/s of its memory.
+        latency_us: of a load while the memory is busy. An assumption, to be measured.
+    """
+
+    name: str
+    gpu: Gpu
+    shared: int
+    threads: int
+    blocks: int
+    bandwidth: float
+    latency_us: float
+
+    @property
+    def needed_in_flight(self) -> float:
+        """Bytes a multiprocessor must have asked for at any time to keep the memory busy (Little's law)."""
+        return self.bandwidth * 1e3 * self.latency_us / self.gpu.sms
+
+
+TARGETS = {
+    80: Target("A100", Gpu(80, 108), 164 << 10, 2048, 32, 2039, 0.60),
+    86: Target("RTX 3090", Gpu(86, 82), 100 << 10, 1536, 16, 936, 0.60),
+    89: Target("RTX 4090", Gpu(89, 128), 100 << 10, 1536, 24, 1008, 0.60),
+    90: Target("H100", Gpu(90, 132), 228 << 10, 2048, 32, 3350, 0.75),
+    100: Target("B200", Gpu(100, 148), 228 << 10, 2048, 32, 8000, 0.85),
+    120: Target("RTX 5090", Gpu(120, 170), 100 << 10, 1536, 24, 1792, 0.65),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    hidden: int
+    neurons: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+MODELS = {
+    "1B": Model(1536, 3840, 24, 8, 64),
+    "7B": Model(4096, 11008, 32, 32, 128),
+    "13B": Model(5120, 13824, 40, 40, 128),
+}
+CONTEXT = 4096
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op, or all that a layer needs.
+
+    Args:
+        op: exact, active, dense, linear, attention.
+        model: a key of `MODELS`.
+        fmt: format of the weights.
+        tokens: of the step.
+    """
+
+    op: str
+    model: str
+    fmt: str
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.model} {self.fmt} x{self.tokens}"
+
+
+QUICK = [Case("exact", "7B", "bf16", 1), Case("linear", "7B", "int4", 1), Case("attention", "7B", "bf16", 1)]
+FULL = [
+    *(Case("exact", model, "bf16", 1) for model in MODELS),
+    *(Case(op, "7B", "bf16", 1) for op in ("active", "dense", "linear")),
+    *(Case(op, "7B", "bf16", 4) for op in ("exact", "linear")),
+    *(Case("exact", model, "bf16", 8) for model in ("1B", "7B")),
+    *(Case("attention", model, "bf16", 1) for model in ("1B", "7B")),
+    *(Case("exact", "7B", fmt, 1) for fmt in ("fp32", "fp16", "int8", "int4")),
+    *(Case("exact", model, fmt, 1) for model in ("1B", "13B") for fmt in ("int8", "int4")),
+    *(Case("exact", "7B", fmt, 8) for fmt in ("int8", "int4")),
+    Case("linear", "7B", "int4", 1),
+]
+
+
+def launches_of(case: Case, gpu: Gpu) -> Iterator[Launch]:
+    """Every launch of a case on a GPU."""
+    model, tokens = MODELS[case.model], case.tokens
+    x = _empty(tokens, model.hidden)
+    gate, up, down = (_weight(case.fmt, model.neurons, model.hidden) for _ in range(3))
+    tally = new_tally("meta")
+    if case.op == "exact":
+        yield from launches(gpu, glu_exact.launch, x, gate, up, down, Activation("fatrelu", 0.01).code, 0.01, False, tally)
+    elif case.op == "dense":
+        yield from launches(gpu, glu_dense.launch, x, gate, up, down, Activation("silu").code, 0.0, False, tally)
+    elif case.op == "active":
+        index, count = (_empty(n, dtype=torch.int32) for n in (model.neurons, 1))
+        value = _empty(tokens, model.neurons)
+        yield from launches(gpu, glu_active.launch, x, up, down, index, count, value, False, tally)
+    elif case.op == "linear":
+        yield from launches(gpu, linear.launch, x, gate)
+    else:
+        cache = _empty(model.kv_heads, CONTEXT, model.head_dim, dtype=torch.bfloat16)
+        qkv = _empty(tokens, (model.heads + 2 * model.kv_heads) * model.head_dim)
+        angles = _empty(CONTEXT, model.head_dim // 2)
+        start = _empty(1, dtype=torch.int32)
+        yield from launches(gpu, rms_norm.launch, x, _empty(model.hidden), 1e-5)
+        yield from launches(gpu, rotary_store.launch, qkv, angles, angles, cache, cache, start)
+        yield from launches(gpu, attend.launch, _empty(tokens, model.heads, model.head_dim), cache, cache, start, 0)
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def _weight(fmt: str, rows: int, columns: int) -> Tensor:
+    return quant.empty(fmt, rows, columns, "meta") if fmt in quant.GROUP else _empty(rows, columns, dtype=FORMATS[fmt])
