@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from prosparse.kernels import cpu
+from prosparse.kernels import cpu, triton
 
 from .errors import MachineError, UserError
 
@@ -60,10 +60,13 @@ def processor_name() -> str:
 def describe(device: torch.device) -> str:
     """One line for a person: where the model runs and with which kernels."""
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, PyTorch reference kernels"
+        return f"{torch.cuda.get_device_name(device)}, kernels: {kernel_name(device)}"
     return f"{processor_name()}, {torch.get_num_threads()} threads, kernels: {kernel_name(device)}"
 
 
 def kernel_name(device: torch.device) -> str:
-    """Which implementation of the ops runs on a device."""
+    """Which implementation of the ops runs on a device, and on a GPU why not Triton."""
+    if device.type == "cuda":
+        reason = triton.why_not()
+        return f"PyTorch reference ({reason})" if reason else f"Triton {triton.version()}"
     return f"C++ {cpu.isa()}" if device.type == "cpu" and cpu.available() else "PyTorch reference"

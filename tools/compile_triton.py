@@ -4,8 +4,9 @@
     python tools/compile_triton.py --quick sm_80 sm_90   one model, two targets
 
 Prints one line per kernel: registers, shared memory, programs per multiprocessor, and the bytes these keep in flight
-against what hides the latency of the memory. Exit status 1 where a kernel spills, reads weights in less than 16 bytes,
-or (with the pinned Triton) goes over its budget. A line marked "little" is no error: that launch waits for memory.
+against what hides the latency of the memory. Exit status 1 where a kernel spills in a loop, reads weights in less than
+16 bytes, or (with the pinned Triton) goes over its budget. A line marked "little" is no error: that launch waits for
+memory.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import os
 import sys
 import tempfile
 import time
+from pathlib import Path
 
+TOOLS = Path(__file__).parent
+sys.path[:0] = [str(TOOLS), str(TOOLS.parent)]  # PYTHONSAFEPATH leaves the first out; a bare checkout is not installed
 os.environ.pop("TRITON_INTERPRET", None)  # read when kernels are decorated
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 

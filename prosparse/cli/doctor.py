@@ -147,12 +147,19 @@ def _compiler() -> Finding:
 def _gpu() -> Finding:
     import torch
 
+    from ..machine import kernel_name
+
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
         capability = ".".join(map(str, torch.cuda.get_device_capability()))
-        value = f"{name}, compute capability {capability}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-        return Finding("gpu", value, data={"name": name, "capability": capability, "free": free, "total": total})
+        kernels = kernel_name(torch.device("cuda"))
+        value = (
+            f"{name}, compute capability {capability}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, {kernels}"
+        )
+        warning = None if kernels.startswith("Triton") else "decoding on the GPU is many times slower than it could be"
+        data = {"name": name, "capability": capability, "free": free, "total": total, "kernels": kernels}
+        return Finding("gpu", value, warning, data)
     if torch.version.cuda is None:
         return Finding("gpu", "not used: this PyTorch is built without CUDA", data=None)
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):

@@ -24,6 +24,7 @@ class Resources:
         registers: of a thread.
         stack: bytes of a thread; more than 0 is a spill or an array indexed at run time.
         spills: instructions that read or write local memory.
+        repeated_spills: those of them inside a loop.
         shared: bytes of a program.
         copies: loads from global memory by their size in bytes, asynchronous copies to shared memory.
         loads: the same, to registers.
@@ -33,6 +34,7 @@ class Resources:
     registers: int
     stack: int
     spills: int
+    repeated_spills: int
     shared: int
     copies: dict[int, int]
     loads: dict[int, int]
@@ -47,11 +49,15 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage, sass = _dump("--dump-resource-usage", file.name), _dump("-sass", file.name)
-    operations = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", sass, re.M)
+    code = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)([^;]*);", sass, re.M)
+    operations = [name for _, name, _ in code]
+    spills = [int(at, 16) for at, name, _ in code if name.startswith(("LDL", "STL"))]
+    loops = _loops(code)
     return Resources(
         registers=int(re.search(r"REG:(\d+)", usage)[1]),
         stack=int(re.search(r"STACK:(\d+)", usage)[1]),
-        spills=sum(name.startswith(("LDL", "STL")) for name in operations),
+        spills=len(spills),
+        repeated_spills=sum(any(first <= at <= last for first, last in loops) for at in spills),
         shared=kernel.metadata.shared,
         copies=_widths(operations, "LDGSTS"),
         loads=_widths(operations, "LDG."),
@@ -64,6 +70,16 @@ def _dump(what: str, path: str) -> str:
     return subprocess.run(
         [str(TOOLS / "cuobjdump"), what, path], capture_output=True, text=True, env=environment, check=True
     ).stdout
+
+
+def _loops(code: list[tuple[str, str, str]]) -> list[tuple[int, int]]:
+    """First and last address of each loop: a branch backwards, but not the endless one that fills up a kernel."""
+    found = []
+    for at, name, operands in code:
+        target = re.search(r"0x([0-9a-f]+)\s*$", operands) if name.startswith("BRA") else None
+        if target and int(target[1], 16) < int(at, 16):
+            found.append((int(target[1], 16), int(at, 16)))
+    return found
 
 
 def _widths(operations: list[str], kind: str) -> dict[int, int]:

@@ -11,7 +11,16 @@ from torch import Tensor
 from prosparse.kernels import quant
 from prosparse.kernels.activation import Activation
 from prosparse.kernels.tally import new_tally
-from prosparse.kernels.triton import attend, glu_active, glu_dense, glu_exact, linear, rms_norm, rotary_store
+from prosparse.kernels.triton import (
+    attend,
+    gate_select,
+    glu_active,
+    glu_dense,
+    glu_exact,
+    linear,
+    rms_norm,
+    rotary_store,
+)
 from prosparse.kernels.triton.gpu import Gpu
 from prosparse.kernels.weight import FORMATS
 
@@ -77,7 +86,7 @@ class Case:
     """One op, or all that a layer needs.
 
     Args:
-        op: exact, active, dense, linear, attention.
+        op: exact, select, active, dense, linear, attention.
         model: a key of `MODELS`.
         fmt: format of the weights.
         tokens: of the step.
@@ -95,7 +104,7 @@ class Case:
 QUICK = [Case("exact", "7B", "bf16", 1), Case("linear", "7B", "int4", 1), Case("attention", "7B", "bf16", 1)]
 FULL = [
     *(Case("exact", model, "bf16", 1) for model in MODELS),
-    *(Case(op, "7B", "bf16", 1) for op in ("active", "dense", "linear")),
+    *(Case(op, "7B", "bf16", 1) for op in ("select", "active", "dense", "linear")),
     *(Case(op, "7B", "bf16", 4) for op in ("exact", "linear")),
     *(Case("exact", model, "bf16", 8) for model in ("1B", "7B")),
     *(Case("attention", model, "bf16", 1) for model in ("1B", "7B")),
@@ -111,17 +120,21 @@ def launches_of(case: Case, gpu: Gpu) -> Iterator[Launch]:
     model, tokens = MODELS[case.model], case.tokens
     x = _empty(tokens, model.hidden)
     gate, up, down = (_weight(case.fmt, model.neurons, model.hidden) for _ in range(3))
-    tally = new_tally("meta")
+    tally, norm = new_tally("meta"), (_empty(model.hidden), 1e-5)
     if case.op == "exact":
-        yield from launches(gpu, glu_exact.launch, x, gate, up, down, Activation("fatrelu", 0.01).code, 0.01, False, tally)
+        fatrelu = Activation("fatrelu", 0.01)
+        arguments = (x, gate, up, down, fatrelu.code, fatrelu.threshold, False, tally)
+        yield from launches(gpu, glu_exact.launch, *arguments, norm, (x, 0.2))
     elif case.op == "dense":
         yield from launches(gpu, glu_dense.launch, x, gate, up, down, Activation("silu").code, 0.0, False, tally)
+    elif case.op == "select":
+        yield from launches(gpu, gate_select.launch, x, gate, Activation("relu").code, 0.0)
     elif case.op == "active":
         index, count = (_empty(n, dtype=torch.int32) for n in (model.neurons, 1))
         value = _empty(tokens, model.neurons)
         yield from launches(gpu, glu_active.launch, x, up, down, index, count, value, False, tally)
     elif case.op == "linear":
-        yield from launches(gpu, linear.launch, x, gate)
+        yield from launches(gpu, linear.launch, x, gate, norm)
     else:
         cache = _empty(model.kv_heads, CONTEXT, model.head_dim, dtype=torch.bfloat16)
         qkv = _empty(tokens, (model.heads + 2 * model.kv_heads) * model.head_dim)

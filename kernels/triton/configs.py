@@ -1,0 +1,62 @@
+"""Tiles, warps and pipeline depth of each kernel. A table to be corrected by measurement; there is no autotuning.
+
+The rule behind the numbers: a tile of 8 or 16 KiB per stage for kernels that read whole rows, two tiles in flight
+beside the one in use. `tools/compile_triton.py` prints for every target what that keeps in flight per multiprocessor,
+against what hides the latency of its memory. Nothing here has been timed on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from .gpu import Gpu
+from .layout import UNIT_BYTES, Matrices
+
+ROW_TOKENS = {"float": 4, "int8": 1, "int4": 1}  # up to so many tokens stay in registers; more go to the tensor cores
+ROW_BYTES = {"float": 16384, "int8": 8192, "int4": 16384}  # of a tile of whole rows
+MAX_ROW_TILE = {"float": 8, "int8": 4, "int4": 4}  # rows of it; with more of int8 or int4 registers spill
+PIECES = 32  # units of a row that a program of `down` owns: 512 bytes, one load of a warp
+DOWN = {"float": (8, 4, 3), "int8": (8, 4, 3), "int4": (4, 4, 4)}  # BLOCK_N, warps, STAGES
+# For the tensor cores: BLOCK_N, warps, STAGES, and elements of a row, which for int8 lie in one group.
+TILE = {"float": (32, 4, 6, 64), "int8": (32, 4, 6, 64), "int4": (32, 4, 5, 16)}
+TILE_DOWN = {"float": (16, 8, 3, 128), "int8": (16, 4, 8, 64), "int4": (16, 8, 8, 32)}
+AT_ONCE = 8  # partial sums of `down` added together
+ATTEND = (32, 4, 3)  # positions of a tile, warps, STAGES
+MAX_SPLITS = 32  # of the context: what joins them is one program per head
+
+
+def by_rows(weights: Matrices, tokens: int) -> bool:
+    """Whether whole rows meet tokens in registers (`rows`), or tiles do on the tensor cores (`tiles`)."""
+    return tokens <= ROW_TOKENS[weights.format]
+
+
+def pieces(tokens: torch.dtype, weights: torch.dtype) -> int:
+    """TERMS of `tiles`: pieces of 11 bits that an fp32, fp16 or bf16 operand is cut into; 0 where weights are fp32."""
+    if weights == torch.float32:
+        return 0
+    return 3 if tokens == torch.float32 else 1
+
+
+def row_tile(weights: Matrices) -> tuple[int, int, int]:
+    """(BLOCK_N, warps, STAGES) of kernels that hold x in registers and read whole rows."""
+    units = weights.row["UNITS"]
+    block_n = max(1, min(MAX_ROW_TILE[weights.format], ROW_BYTES[weights.format] // (units * UNIT_BYTES)))
+    warps = 4 if weights.format == "int8" and units <= 128 else 8  # short rows of int8 spill with eight
+    return block_n, warps, 3
+
+
+def persistent(gpu: Gpu, weights: Matrices, tokens: int, rows: int, block_n: int) -> int:
+    """Programs that each walk a share of the rows: as many as run at once, no more than there are tiles."""
+    per_sm = 4 if weights.format != "float" else 2 if tokens <= 2 else 1
+    return min(per_sm * gpu.sms, triton.cdiv(rows, block_n))
+
+
+def down_splits(gpu: Gpu, column_blocks: int) -> int:
+    """Programs that share the slots of one block of columns: four per multiprocessor in all."""
+    return max(1, 4 * gpu.sms // column_blocks)
+
+
+def attend_splits(gpu: Gpu, blocks: int, room: int) -> int:
+    """Runs that the context is cut into: two programs per multiprocessor, none shorter than a tile."""
+    return max(1, min(MAX_SPLITS, 2 * gpu.sms // blocks, triton.cdiv(room, ATTEND[0])))

@@ -1,0 +1,87 @@
+"""The Triton kernels on a CUDA device: in a graph, and many times over. With a GPU the op tests run there as well."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from cases import make_case
+
+from prosparse.kernels import triton
+from prosparse.kernels.activation import Activation
+from prosparse.kernels.attend import attend_reference
+from prosparse.kernels.glu_exact import glu_exact
+from prosparse.kernels.tally import UP_ROWS, new_tally
+from prosparse.kernels.weight import Weight
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() and os.environ.get("PROSPARSE_TEST_GPU") != "1", reason="no CUDA device here"
+    ),
+]
+FORMATS = [torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8]
+
+
+def on_gpu(case):
+    return case.x.cuda(), *(Weight(weight.codes.cuda(), weight.packed_columns) for weight in case.weights)
+
+
+def captured(function):
+    """A graph of a call, compiled before it is captured; replaying it writes the returned tensor."""
+    function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+    return graph, result
+
+
+def test_the_kernels_are_in_use():
+    assert triton.why_not() is None
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 8, 16])
+@pytest.mark.parametrize("weights", FORMATS, ids=str)
+def test_a_graph_replays_with_another_active_set(weights, tokens):
+    x, gate, up, down = on_gpu(make_case(tokens, 512, 1500, weights))
+    activation = Activation("fatrelu", 0.5)
+    tally = new_tally("cuda")
+    graph, y = captured(lambda: glu_exact(x, gate, up, down, activation, tally))
+    for scale in (0.0, 0.3, 1.0, 30.0):
+        x.copy_(scale * torch.randn(x.shape))
+        expected_tally = new_tally("cuda")
+        expected = glu_exact(x, gate, up, down, activation, expected_tally)
+        tally.zero_()
+        graph.replay()
+        assert torch.equal(y, expected) and torch.equal(tally, expected_tally)
+        assert (scale > 0) == bool(tally[UP_ROWS] > 0)
+
+
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_a_thousand_runs_give_the_same_bits(tokens):
+    x, gate, up, down = on_gpu(make_case(tokens, 1536, 3840))
+    activation = Activation("relu")
+    graph, y = captured(lambda: glu_exact(x, gate, up, down, activation, new_tally("cuda")))
+    graph.replay()
+    first = y.clone()
+    for _ in range(1000):
+        graph.replay()
+        assert torch.equal(y, first)
+
+
+def test_a_graph_attends_to_a_growing_context():
+    from prosparse.kernels.triton import attend
+
+    q = torch.randn(1, 8, 64, device="cuda")
+    keys, values = (torch.randn(2, 600, 64, device="cuda").bfloat16() for _ in range(2))
+    start = torch.zeros(1, dtype=torch.int32, device="cuda")
+    graph, out = captured(lambda: attend.launch(q, keys, values, start, 0))
+    for position in (0, 1, 63, 64, 500, 599):
+        start.fill_(position)
+        graph.replay()
+        seen = slice(0, position + 1)
+        torch.testing.assert_close(
+            out, attend_reference(q, keys[:, seen], values[:, seen], position, 0), rtol=1e-4, atol=1e-5
+        )
