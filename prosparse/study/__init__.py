@@ -1,6 +1,9 @@
-"""Looking at models: how well a mode and a weight format predict a text."""
+"""Looking at models: what their neurons do, and how well a mode and a weight format predict a text."""
 
 from .compare import Interval
+from .measure import Report, measure, merge
+from .measure.stream import CALIBRATION
 from .perplexity import Perplexity, perplexity
+from .windows import HELD_OUT
 
-__all__ = ["Interval", "Perplexity", "perplexity"]
+__all__ = ["CALIBRATION", "HELD_OUT", "Interval", "Perplexity", "Report", "measure", "merge", "perplexity"]

@@ -39,7 +39,7 @@ class Perplexity:
     """What `perplexity` found. Losses and divergences are in nats per token; the baseline is dense in fp32.
 
     Args:
-        mode, weights, kernels: of the engine under test.
+        mode, weights, lm_head, kernels: of the engine under test.
         window, stride, windows, predictions, bytes_per_token: what was measured of the text.
         tokens_per_step: of the decode steps of the engine under test.
         loss, perplexity, bits_per_byte: of the engine under test; bits per byte is None where the text has no bytes.
@@ -52,6 +52,7 @@ class Perplexity:
 
     mode: str
     weights: str
+    lm_head: str
     kernels: str
     window: int
     stride: int
@@ -160,6 +161,7 @@ class _Measurement:
         return Perplexity(
             mode=engine.plan.mode,
             weights=engine.weights,
+            lm_head=engine.lm_head,
             kernels=machine.kernel_name(engine.decoder.device),
             window=windows.targets.shape[1],
             stride=windows.stride,

@@ -77,7 +77,7 @@ def cut(documents: list[str], tokenizer: Tokenizer, length: int, predictions: in
         UserError: a text of fewer than two tokens.
     """
     ids, sizes = _encode(documents, tokenizer)
-    prefix = 1 if _begins_with_bos(tokenizer) else 0
+    prefix = 1 if begins_with_bos(tokenizer) else 0
     usable = len(ids) - 1 + prefix
     if usable < 1:
         raise UserError("perplexity: the text has fewer than two tokens, so there is nothing to predict; give more")
@@ -106,6 +106,6 @@ def _encode(documents: list[str], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]
     return torch.tensor(ids, dtype=torch.int64), torch.tensor(sizes, dtype=torch.int64)
 
 
-def _begins_with_bos(tokenizer: Tokenizer) -> bool:
+def begins_with_bos(tokenizer: Tokenizer) -> bool:
     frame = tokenizer.encode("")
     return bool(frame) and frame[0] == tokenizer.bos_id

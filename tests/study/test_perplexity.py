@@ -15,6 +15,8 @@ from prosparse.engine import Engine, load
 from prosparse.engine.load import EMBEDDED_MODEL
 from prosparse.errors import MachineError, MissingFileError, UserError
 from prosparse.study import perplexity
+from prosparse.study.compare import kl_divergence
+from prosparse.study.windows import cut, read_text
 
 # Half a unit of the last place that a card prints, plus as much for sums in another order.
 LAST_PLACE = 1e-4
@@ -81,6 +83,32 @@ def test_a_lower_precision_shows(folder: Path, baseline: Engine, text: Path) -> 
     assert ratio.low is not None and ratio.high is not None and ratio.low < ratio.value < ratio.high
     assert ratio.value == pytest.approx(found.perplexity / found.baseline_perplexity, rel=1e-6)
     assert 0.8 < found.top1_agreement.value <= 1
+
+
+# KL divergence at most and top-1 agreement at least, in decode steps and in prefill, whose GEMMs round to bf16.
+# int4 stands at what rounding without calibration text reaches; docs/formats.md says what is missing to 1e-2.
+QUALITY = [
+    ({"weights": "int8"}, 5e-4, 0.985),
+    ({"weights": "int4"}, 1.5e-2, 0.895),
+    ({"weights": "int4", "lm_head": "int8"}, 1.05e-2, 0.91),
+]
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Engine:
+    return load(mode="dense", weights="fp32")
+
+
+@pytest.mark.parametrize(("formats", "divergence", "agreement"), QUALITY, ids=str)
+def test_quality_of_the_packed_formats(embedded: Engine, formats: dict[str, str], divergence: float, agreement: float):
+    engine = load(mode="exact", **formats)
+    found = perplexity(engine, embedded, predictions=3000)
+    assert (found.weights, found.lm_head) == (formats["weights"], formats.get("lm_head", formats["weights"]))
+    assert 0 < found.kl_divergence.value <= divergence and found.top1_agreement.value >= agreement
+    windows = cut(read_text(None), engine.tokenizer, 512, 2048).inputs
+    ours, theirs = (torch.cat([each.logits(ids).double() for ids in windows]) for each in (engine, embedded))
+    assert 0 < float(kl_divergence(theirs, ours).mean()) <= divergence
+    assert float((ours.argmax(1) == theirs.argmax(1)).double().mean()) >= agreement
 
 
 def test_another_model_is_found_out(folder: Path, baseline: Engine, text: Path) -> None:

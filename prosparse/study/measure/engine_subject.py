@@ -1,0 +1,114 @@
+"""Our own engine under measurement: its prefill, with every FFN block in view."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prosparse.kernels.activation import Activation
+from prosparse.kernels.linear import gemm_transposed
+from prosparse.kernels.quant import as_matrix
+
+from ...engine import Engine
+from ...engine.session import Session
+from ...errors import UnsupportedError
+from ...model.decoder import Decoder
+from ...plan import fingerprint
+from ...sparsity.ffn import GatedFFN
+from ...weights.neuron_profile import content_key
+from ..compare import losses
+from .subject import Facts, Look
+
+
+class WatchedFFN:
+    """The prefill of an FFN block, looked at; a measurement needs nothing else of a block."""
+
+    def __init__(self, ffn: GatedFFN, layer: int, look: Look) -> None:
+        self._ffn, self._layer, self._look = ffn, layer, look
+
+    def prefill(self, residual: Tensor) -> Tensor:
+        return self._ffn.prefill(residual, self._view)
+
+    def _view(self, x: Tensor, value: Tensor, h: Tensor) -> Tensor:
+        changed = self._look(self._layer, x[None], value[None], h[None])
+        return h if changed is None else changed[0]
+
+
+class EngineSubject:
+    """An `Engine`; windows are read one by one, since attention is computed sequence by sequence.
+
+    Args:
+        engine: its weights are shared, nothing of it is changed.
+        name: for reports; None for none in particular.
+    """
+
+    together = False
+
+    def __init__(self, engine: Engine, name: str | None = None) -> None:
+        self.engine, config = engine, engine.config
+        self._ffns: list[GatedFFN] = []
+        for _, ffn in engine.decoder.blocks:
+            if not isinstance(ffn, GatedFFN):
+                raise UnsupportedError(f"measure: {type(ffn).__name__} is no FFN that can be looked into")
+            self._ffns.append(ffn)
+        decoder = engine.decoder
+        pairs = zip(decoder.blocks, self._ffns, strict=True)
+        norms = [norm for (attention, _), ffn in pairs for norm in (attention.norm, ffn.norm)]
+        self.facts = Facts(
+            name=name or config.family,
+            fingerprint=fingerprint(config),
+            content=content_key([*norms, decoder.final_norm]),
+            activation=str(config.activation),
+            gated=True,
+            layers=config.layers,
+            neurons=config.neurons,
+            hidden=config.hidden,
+            vocab=config.vocab,
+            context=engine.context,
+            weights=engine.weights,
+            device=str(decoder.device),
+        )
+
+    def read(self, windows: Tensor, look: Look | None = None) -> None:
+        decoder = self._watched(look, False)
+        for window in windows:
+            for _ in self._prefill(decoder, window):
+                pass
+
+    @torch.inference_mode()
+    def losses(self, windows: Tensor, look: Look | None = None, relu: bool = False) -> Tensor:
+        decoder = self._watched(look, relu)
+        rows = []
+        for window in windows:
+            logits = [decoder.logits(hidden).cpu().double() for hidden in self._prefill(decoder, window[:-1])]
+            rows.append(losses(torch.cat(logits), window[1:]))
+        return torch.stack(rows)
+
+    @torch.inference_mode()
+    def down(self, layer: int, h: Tensor) -> Tensor:
+        return gemm_transposed(h.flatten(0, -2), self._ffns[layer].down).view(*h.shape[:-1], -1)
+
+    @torch.inference_mode()
+    def down_norms(self, layer: int) -> Tensor:
+        return as_matrix(self._ffns[layer].down.codes, self.engine.config.hidden).norm(dim=1)
+
+    def _prefill(self, decoder: Decoder, window: Tensor) -> Iterator[Tensor]:
+        return Session(decoder, self.engine.kv_dtype, 1, len(window)).prefill(window)
+
+    def _watched(self, look: Look | None, relu: bool) -> Decoder:
+        """The engine's decoder over the same weights, with other eyes on its FFNs."""
+        own = self.engine.decoder
+        blocks: list[Any] = []
+        for layer, (attention, _) in enumerate(own.blocks):
+            ffn = self._ffns[layer]
+            if relu and ffn.activation.kind == "fatrelu":
+                ffn = copy.copy(ffn)
+                ffn.activation = Activation("relu", on_up=ffn.activation.on_up)
+            blocks.append((attention, ffn if look is None else WatchedFFN(ffn, layer, look)))
+        watched = copy.copy(own)
+        watched.blocks = blocks
+        return watched
