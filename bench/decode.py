@@ -15,7 +15,7 @@ from prosparse.config.shapes import shape as shape_named
 from prosparse.engine.load import EMBEDDED_MODEL, assemble, load
 from prosparse.errors import UserError
 from prosparse.placement import choose
-from prosparse.weights.synthetic import synthetic_weights, weight_bytes
+from prosparse.weights.synthetic import Knobs, synthetic_weights, walk, weight_bytes
 
 from .modes import Progress, Run, stage, time_decoder
 from .probe import BUFFER_BYTES
@@ -28,7 +28,7 @@ SMALL_MEMORY = 10 * 10**9  # bytes free; below, only a part of the layers is run
 
 def compare(
     shape: str = "minicpm-s-1b",
-    sparsity: float = 0.88,
+    knobs: Knobs | float = 0.88,
     modes: Sequence[str] = ("dense", "exact"),
     weights: str = "bf16",
     run: Run = DEFAULT_RUN,
@@ -40,7 +40,7 @@ def compare(
 
     Args:
         shape: a name of `prosparse.config.shapes`.
-        sparsity: activation sparsity, from 0.5 to below 1.
+        knobs: of the weights, or their activation sparsity alone, from 0 to 1.
         modes: of `prosparse.plan.MODES`; ratios are against dense, if it is among them.
         weights: format.
         run: how long.
@@ -50,17 +50,17 @@ def compare(
         One row per mode.
 
     Raises:
-        UserError: no such shape, mode or format, or a sparsity out of range.
+        UserError: no such shape, mode or format, or a knob out of range.
         MachineError: not enough memory, or the modes do not give the same result.
     """
     full = shape_named(shape)
     config = fit_layers(full, weights)
-    tensors, config = synthetic_weights(config, weights, sparsity, progress=stage(progress, "making weights"))
+    tensors, settled = synthetic_weights(config, weights, knobs, progress=stage(progress, "making weights"))
     decoder = assemble(config, tensors, choose(config, "dense"), run.pp + run.tg)
-    tokens = torch.randint(config.vocab, (run.pp + run.tg,), generator=torch.Generator().manual_seed(0))
+    tokens = walk(config.vocab, run.pp + run.tg)
     note = f"{config.layers} of {full.layers} layers: little memory is free" if config.layers < full.layers else None
-    knobs = {"activation_sparsity": sparsity, "skew": 0.0, "predictability": 0.0, "overlap": 0.0}
-    return time_decoder(decoder, tokens, modes, run, progress, shape=shape, synthetic=knobs, note=note)
+    asked = settled.as_dict()
+    return time_decoder(decoder, tokens, modes, run, progress, shape=shape, synthetic=asked, note=note)
 
 
 def compare_model(

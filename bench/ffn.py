@@ -1,7 +1,7 @@
 """Subject "ffn": the FFN of one layer for one token, dense and exact, over weights that no cache holds.
 
 Copies of the layer take turns, and so do inputs, so that every call meets weights and an active set that it has not
-seen for a while. One channel of the input is constant and its column of the gate is 1, which shifts all
+seen for a while. One channel of the input is constant and so is its column of the gate, which shifts all
 pre-activations at once: one set of weights serves every activation sparsity, with the model's own activation.
 """
 
@@ -17,8 +17,8 @@ from prosparse.config.shapes import shape as shape_named
 from prosparse.errors import UserError
 from prosparse.kernels.activation import Activation
 from prosparse.kernels.tally import DOWN_ROWS, NONZERO, UP_ROWS, new_tally
-from prosparse.kernels.weight import FORMATS, Weight
-from prosparse.weights.synthetic import MatrixMaker
+from prosparse.kernels.weight import Weight, bytes_per_row
+from prosparse.weights.synthetic import Knobs, MatrixMaker
 
 from .check import OPS, check_ffn, clear_input
 from .clock import Timing, interleave
@@ -42,7 +42,7 @@ def compare_ffn(
 
     Args:
         shape: a name of `prosparse.config.shapes`, without dReLU.
-        sparsities: activation sparsities, from 0 to below 1.
+        sparsities: activation sparsities, from 0 to 1.
         weights: format.
         calls: timed calls per op and sparsity.
         progress: called with (stage, done, total).
@@ -59,21 +59,20 @@ def compare_ffn(
         raise UserError(
             f"bench: the ffn subject needs a shape without dReLU, and {shape} has it; use the decode subject"
         )
-    if bad := [sparsity for sparsity in sparsities if not 0 <= sparsity < 1]:
-        raise UserError(f"bench: activation sparsity must be from 0 to below 1, got {bad[0]}")
+    if bad := [sparsity for sparsity in sparsities if not 0 <= sparsity <= 1]:
+        raise UserError(f"bench: activation sparsity must be from 0 to 1, got {bad[0]}")
     maker = MatrixMaker(weights)
-    layer_bytes = 3 * config.neurons * config.hidden * FORMATS[weights].itemsize
+    layer_bytes = 3 * config.neurons * bytes_per_row(weights, config.hidden)
     copies = max(2, -(-BUFFER_BYTES // layer_bytes))
     maker.expect(copies * layer_bytes)
-    layers = [maker.ffn(config) for _ in range(copies)]
-    for gate, _, _ in layers:
-        gate.codes[:, 0] = 1
+    layers = [_layer(maker, config.neurons, config.hidden) for _ in range(copies)]
     probe, rows = Probe(), []
     for number, sparsity in enumerate(sparsities):
         if progress is not None:
             progress("timing", number, len(sparsities))
-        shift = config.activation.threshold - NormalDist().inv_cdf(max(sparsity, 1e-9))
-        knobs = {"activation_sparsity": sparsity, "skew": 0.0, "predictability": 0.0, "overlap": 0.0}
+        shift = config.activation.threshold - NormalDist().inv_cdf(min(max(sparsity, 1e-9), 1 - 1e-9))
+        # all neurons and all inputs are alike: tokens share active neurons by chance
+        knobs = Knobs(sparsity, skew=0.2, predictability=0.0, overlap=1 - sparsity).as_dict()
         rows += time_ffn(layers, config.activation, shift, calls, probe, shape=shape, synthetic=knobs)
     return rows
 
@@ -84,7 +83,7 @@ def time_ffn(
     """Check, then time, both ops over the layers in turn.
 
     Args:
-        layers: copies of one layer, with a first gate column of ones.
+        layers: copies of one layer, with a first gate column of 1 / sqrt(hidden).
         activation: of the gate.
         shift: of all pre-activations.
         calls: timed calls per op.
@@ -92,6 +91,7 @@ def time_ffn(
         labels: further keys of the rows.
     """
     gate, up, down = layers[0]
+    shift *= gate.shape[1] ** 0.5
     for mode in OPS:
         check_ffn(mode, gate, up, down, activation, clear_input(gate, activation, shift))
     inputs = torch.randn(INPUTS, 1, gate.shape[1], generator=torch.Generator().manual_seed(0))
@@ -111,6 +111,14 @@ def time_ffn(
     timings = interleave({**{mode: subject(mode) for mode in OPS}, "probe": probe}, calls, WARM_UP)
     done = {mode: (tally.double() / (calls + WARM_UP)).tolist() for mode, tally in tallies.items()}
     return [_row(mode, done[mode], layers, timings, repeat=1, **labels) for mode in OPS]
+
+
+def _layer(maker: MatrixMaker, neurons: int, hidden: int) -> Layer:
+    """gate, up and down; every pre-activation is N(0, 1) for a normed input whose first channel is 0."""
+    gate = maker.normal(neurons, hidden, hidden**-0.5)
+    gate[:, 0] = hidden**-0.5
+    up = maker.matrix(neurons, hidden, hidden**-0.5)
+    return maker.finish(gate), up, maker.matrix(neurons, hidden, neurons**-0.5)
 
 
 def _row(

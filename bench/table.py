@@ -78,5 +78,5 @@ def _legend(rows: Sequence[Row]) -> str:
     if load > 1.2 * cpus:
         lines.append(f"this machine was busy (load {load} on {cpus} CPUs): it can do better than this")
     if any(row["synthetic"] for row in rows):
-        lines.append("synthetic weights: a real shape, chosen activation sparsity, no hot neurons")
+        lines.append("synthetic weights: a real shape, chosen activation sparsity, skew and overlap")
     return "\n".join([*lines, *sorted({row["note"] for row in rows if row["note"]})])

@@ -119,8 +119,9 @@ def _race(console: Console) -> list[dict[str, Any]]:
 
     console.rule(f"[bold]the same at a real size: the shape of {SPEED_SHAPE}")
     console.print(
-        f"Synthetic weights in that shape, so large that no cache holds them, made so that {SPEED_SPARSITY:.0%} of the "
-        "neurons are at zero as in the real model. One decode token dense, one exact, in turns (about half a minute).\n"
+        f"The weights are synthetic: random numbers in that shape, so large that no cache holds them, made so that "
+        f"{SPEED_SPARSITY:.0%} of the neurons are at zero as in the real model, some hardly ever and others often "
+        "active. One decode token dense, one exact, in turns (about a minute with making them).\n"
     )
     rows = compare(SPEED_SHAPE, SPEED_SPARSITY, progress=progress_line("demo"))
     console.print(render(rows))
