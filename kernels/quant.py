@@ -29,6 +29,7 @@ GROUP = {"int8": 128, "int4": 32}
 DTYPE = {"int8": torch.int8, "int4": torch.uint8}
 FORMAT = {dtype: fmt for fmt, dtype in DTYPE.items()}
 ALIGNMENT = 16  # bytes
+LEAST = 2.0**-120  # groups of smaller weights become zeros: the inverse of their scale may not be finite
 
 # An int4 scale starts from largest weight / -d for each of these d; more candidates gain less than 0.6 %.
 DIVISORS = (6.25, 6.75, 7.25, 7.75, 8.25, 8.75, 9.25, 9.75)
@@ -128,7 +129,7 @@ def quantize_reference(matrix: Tensor, out: Tensor) -> None:
     padded[:, :columns] = matrix
     grouped = padded.view(rows, count, size)
     scale = _scale_int4(grouped) if fmt == "int4" else _scale_int8(grouped)
-    inverse = torch.where(scale == 0, 0, 1 / scale.float())[..., None]
+    inverse = torch.where(grouped.abs().amax(-1) < LEAST, 0, 1 / scale.float())[..., None]
     codes = (grouped * inverse).round()
     if fmt == "int4":
         packed = _pack_int4(codes.clamp(-8, 7).to(torch.uint8) + 8)
@@ -162,20 +163,20 @@ def _scale_int8(grouped: Tensor) -> Tensor:
 
 def _scale_int4(grouped: Tensor) -> Tensor:
     """bf16 [rows, groups]: the searched scale."""
-    at = grouped.abs().argmax(-1, keepdim=True)
-    largest = grouped.gather(-1, at)
+    high, low = grouped.amax(-1, keepdim=True), grouped.amin(-1, keepdim=True)
+    largest = torch.where(high >= -low, high, low)
+    share = torch.where(largest.abs() < LEAST, 0, grouped / largest)  # so that squares neither vanish nor overflow
     best = torch.full_like(largest, -1.0)
     scale = torch.zeros_like(largest)
     for divisor in DIVISORS:
-        inverse = torch.where(largest == 0, 0, -divisor / largest)
-        q = (grouped * inverse).round().clamp(-8, 7)
-        product = (grouped * q).sum(-1, keepdim=True)
+        q = (share * -divisor).round().clamp(-8, 7)
+        product = (share * q).sum(-1, keepdim=True)
         square = (q * q).sum(-1, keepdim=True)
-        gain = torch.where(square == 0, 0, product * product / square)  # what the fit takes off the squared error
+        gain = torch.where(square == 0, -1, product * product / square)  # what the fit takes off the squared error
         better = gain > best
         best = torch.where(better, gain, best)
-        scale = torch.where(better & (square > 0), product / square, scale)
-    return scale[..., 0].to(torch.bfloat16)
+        scale = torch.where(better, product / square, scale)
+    return (scale * largest)[..., 0].to(torch.bfloat16)
 
 
 def _pack_int4(codes: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ _HOME = {
     "stats": "hf",
     "patched": "hf",
     "AutoModelForCausalLM": "hf",
+    "measure": "study",
 }
 __all__ = ["__version__", *_HOME]
 

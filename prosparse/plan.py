@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prosparse.kernels.weight import LAYOUTS
+
 from .config import ModelConfig
 from .errors import MissingFileError, UserError
 
@@ -32,7 +34,7 @@ class LayerPlan:
 
     Args:
         mode: one of `MODES`.
-        layout: of its weights.
+        layout: of its weights, one of `LAYOUTS`; every mode runs on each.
     """
 
     mode: str
@@ -41,8 +43,8 @@ class LayerPlan:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(f"plan: mode is {self.mode!r}; supported are {', '.join(MODES)}")
-        if self.layout != "rows":
-            raise UserError(f"plan: layout is {self.layout!r}; supported is rows")
+        if self.layout not in LAYOUTS:
+            raise UserError(f"plan: layout is {self.layout!r}; supported are {', '.join(LAYOUTS)}")
 
 
 @dataclass(frozen=True)

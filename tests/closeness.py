@@ -38,10 +38,31 @@ class Bounded:
         value = tensor.double()
         return cls(value, torch.zeros_like(value))
 
+    @classmethod
+    def fixed_point(cls, tensor: Tensor, group: int) -> Bounded:
+        """[tokens, columns] in 16-bit fixed point, one scale for `group` columns: what packed rows are multiplied with.
+
+        With L the largest magnitude of the group, the scale is s = fl(L / 32767), and q = round(fl(x * fl(1 / s)))
+        stands for x as q * s. Rounding to a whole number moves q by at most 1/2, each of the two fl before it by at
+        most EPS / 2 of x / s, and s is at most (1 + EPS / 2) * L / 32767:
+
+            |q s - x|  <=  s / 2 + EPS |x|  <=  (1 + EPS) * L / 65534 + EPS |x|
+
+        where the rest of the second EPS covers a term in EPS squared. Below L = 32767 / 3e38 the inverse of s would
+        overflow, and q is 0. Products of q with codes are whole numbers that are added without rounding within a block
+        of 128 columns, so there are fewer roundings than `@` allows for.
+        """
+        value = tensor.double()
+        padded = torch.nn.functional.pad(value, (0, -value.shape[1] % group)).unflatten(1, (-1, group))
+        largest = padded.abs().amax(-1, keepdim=True).expand_as(padded).flatten(1)[:, : value.shape[1]]
+        error = (1 + EPS) * largest / 65534 + EPS * value.abs()
+        return cls(value, torch.where(largest <= 32767 / 3e38, value.abs(), error))
+
     def __matmul__(self, matrix: Tensor) -> Bounded:
         """[tokens, n] @ [n, m], the matrix exact."""
         weight = matrix.double()
-        rounding = LAMBDA * math.sqrt(weight.shape[0]) * EPS / 2 * (self.value.abs() @ weight.abs())
+        size = (self.value.abs() + self.error) @ weight.abs()
+        rounding = LAMBDA * math.sqrt(weight.shape[0]) * EPS / 2 * size
         return Bounded(self.value @ weight, rounding + self.error @ weight.abs())
 
     def __mul__(self, other: Bounded) -> Bounded:

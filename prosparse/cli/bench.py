@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sparsity", type=float, metavar="S", help="its activation sparsity (default: 0.88)")
     parser.add_argument("--modes", default="dense,exact", help="comma-separated (default: dense,exact)")
     parser.add_argument(
-        "--weights", metavar="LIST", help="fp32, fp16, bf16, comma-separated (default: as stored; bf16 with --shape)"
+        "--weights",
+        metavar="LIST",
+        help="fp32, fp16, bf16, int8, int4, comma-separated (default: as stored; bf16 with --shape)",
     )
     parser.add_argument("--pp", type=int, default=16, metavar="N", help="prompt tokens before timing (default: 16)")
     parser.add_argument("--tg", type=int, default=64, metavar="N", help="decode tokens timed per mode (default: 64)")

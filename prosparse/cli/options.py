@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-LOADING = ("mode", "weights", "device", "threads", "context", "fatrelu_threshold", "plan")
+LOADING = ("mode", "weights", "lm_head", "device", "threads", "context", "fatrelu_threshold", "plan")
 SAMPLING = (
     "max_new_tokens",
     "temperature",
@@ -34,14 +34,21 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto, dense or exact (default: exact where the activation makes zeros, else dense)",
     )
-    group.add_argument(
-        "--weights", default="auto", help="auto, fp32, fp16 or bf16 (default: as stored; fp32 is held as bf16)"
-    )
+    add_formats(group, "default: as stored; fp32 is held as bf16")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: cuda where there is one)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     group.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and text together")
     group.add_argument("--fatrelu-threshold", type=float, metavar="T", help="run the gate with FATReLU at T; 0 is ReLU")
     group.add_argument("--plan", metavar="FILE", help="how each layer runs, from a plan file")
+
+
+def add_formats(group: argparse._ActionsContainer, default: str) -> None:
+    group.add_argument(
+        "--weights", default="auto", metavar="FORMAT", help=f"auto, fp32, fp16, bf16, int8 or int4 ({default})"
+    )
+    group.add_argument(
+        "--lm-head", default="auto", metavar="FORMAT", help="the same for lm_head (default: as --weights)"
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

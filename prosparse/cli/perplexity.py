@@ -25,6 +25,9 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("--text", metavar="FILE", help="UTF-8 text (default: the packaged held-out excerpt)")
+    parser.add_argument(
+        "--baseline", metavar="MODEL", help="what a converted MODEL was made from, for the comparison (default: MODEL)"
+    )
     parser.add_argument("--window", type=int, metavar="N", help="tokens per window (default: 512, or the context)")
     parser.add_argument(
         "--predictions", type=int, default=10_000, metavar="N", help="about how many, spread evenly (default: 10000)"
@@ -40,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
     loading = options.given(args, options.LOADING)
     engine = load(args.model, progress=options.progress_bar("loading"), **loading)
     baseline = engine  # in fp32 any mode will do: prefill is dense
-    if engine.weights != "fp32":
-        dense = {**loading, "plan": None, "mode": "dense", "weights": "fp32"}
-        baseline = load(args.model, progress=options.progress_bar("loading the baseline"), **dense)
+    if args.baseline is not None or (engine.weights, engine.lm_head) != ("fp32", "fp32"):
+        dense = {**loading, "plan": None, "mode": "dense", "weights": "fp32", "lm_head": "auto"}
+        baseline = load(args.baseline or args.model, progress=options.progress_bar("loading the baseline"), **dense)
     found = perplexity(
         engine,
         baseline,
@@ -59,9 +62,10 @@ def summary(found: Perplexity) -> str:
     """The report for a person."""
     bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits per byte"
     steps = "one token per step" if found.tokens_per_step == 1 else f"{found.tokens_per_step} tokens per step"
+    formats = found.weights if found.lm_head == found.weights else f"{found.weights} (lm_head {found.lm_head})"
     rows = {
         "measured": f"{found.predictions} predictions in {found.windows} windows of {found.window} tokens",
-        f"{found.mode} {found.weights}": f"perplexity {found.perplexity:.4f} ({found.loss:.4f} nats per token{bits})",
+        f"{found.mode} {formats}": f"perplexity {found.perplexity:.4f} ({found.loss:.4f} nats per token{bits})",
         "dense fp32": f"perplexity {found.baseline_perplexity:.4f} ({found.baseline_loss:.4f} nats per token)",
         "perplexity ratio": _interval(found.perplexity_ratio, ".6f"),
         "KL divergence": f"{_interval(found.kl_divergence, '.3g')} nats per token",

@@ -51,7 +51,12 @@ class Engine:
 
     @property
     def weights(self) -> str:
-        """Weight format, e.g. "bf16"."""
+        """Weight format, e.g. "bf16"; lm_head may have another."""
+        return self.decoder.blocks[0][0].qkv.format
+
+    @property
+    def lm_head(self) -> str:
+        """Weight format of lm_head, and of the embedding where the two are tied."""
         return self.decoder.lm_head.format
 
     def generate(

@@ -34,6 +34,7 @@ def load(
     weights: str = "auto",
     device: str = "auto",
     *,
+    lm_head: str = "auto",
     dtype: str | None = None,
     threads: int | None = None,
     context: int | None = None,
@@ -46,8 +47,10 @@ def load(
     Args:
         model: a folder in Hugging Face format with safetensors, or a hub id; None is the embedded model.
         mode: "auto" is exact where the activation makes zeros, else dense; "dense" or "exact".
-        weights: "auto" is as stored, with fp32 stored as bf16; "fp32", "fp16" or "bf16".
+        weights: "auto" is as stored, with fp32 held as bf16; "fp32", "fp16", "bf16", "int8" or "int4".
         device: "auto", "cpu" or "cuda".
+        lm_head: format of lm_head, and of the embedding where that is the same table; "auto" is as stored in a
+            converted folder, else that of `weights`.
         dtype: alias of weights.
         threads: of this process on the CPU; None leaves PyTorch's setting.
         context: the most tokens a prompt and its text may have together; None is what the model was made for, at most
@@ -77,10 +80,15 @@ def load(
     check_names(checkpoint, config)
     chosen = _plan(plan, config, mode)
     tokenizer, model_sampling = Tokenizer.load(folder, config), SamplingParams.from_hf(folder)
-    tensors = load_weights(checkpoint, config, dtype or weights, torch_device, progress)
+    layouts = [layer.layout for layer in chosen.layers]
+    tensors = load_weights(
+        checkpoint, config, dtype or weights, torch_device, progress, lm_head=lm_head, layouts=layouts
+    )
     decoder = assemble(config, tensors, chosen, context)
-    log.info("%s: %s weights, mode %s (%s)", name, tensors.embed.format, chosen.mode, chosen.reason)
-    kv_dtype = torch.float32 if tensors.embed.format == "fp32" else torch.bfloat16
+    fmt, head = tensors.layers[0].gate.format, tensors.lm_head.format
+    held = fmt if head == fmt else f"{fmt} (lm_head {head})"
+    log.info("%s: %s weights, mode %s (%s)", name, held, chosen.mode, chosen.reason)
+    kv_dtype = torch.float32 if fmt == "fp32" else torch.bfloat16
     return Engine(decoder, tokenizer, chosen, model_sampling, kv_dtype)
 
 

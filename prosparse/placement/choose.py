@@ -1,10 +1,14 @@
-"""Choose the mode of every layer."""
+"""Choose the mode and the layout of every layer."""
 
 from __future__ import annotations
 
 from ..config import ModelConfig
 from ..errors import UserError
 from ..plan import MODES, LayerPlan, Plan, fingerprint
+
+# Where only active neurons are read, the up and down rows of one are better one stretch of memory than two; where all
+# are read, two matrices in order are better than one that is walked in steps.
+LAYOUT_OF_MODE = {"dense": "rows", "exact": "bundled"}
 
 
 def choose(config: ModelConfig, mode: str) -> Plan:
@@ -31,4 +35,4 @@ def choose(config: ModelConfig, mode: str) -> Plan:
         mode, reason = "exact", f"{config.activation} makes exact zeros, which are skipped"
     else:
         mode, reason = "dense", f"{config.activation} makes no exact zeros, so there is nothing to skip"
-    return Plan(fingerprint(config), (LayerPlan(mode),) * config.layers, reason)
+    return Plan(fingerprint(config), (LayerPlan(mode, LAYOUT_OF_MODE[mode]),) * config.layers, reason)

@@ -78,6 +78,10 @@ class GatedFFN(ABC):
         return rms_norm(residual, self.norm, self.norm_eps)
 
     @abstractmethod
+    def glu(self) -> Glu:
+        """What `decode` computes, for an op that does whole layers."""
+
+    @abstractmethod
     def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
         """FFN output for normed inputs x, [tokens, hidden]."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prosparse.kernels import quant
 from prosparse.kernels.weight import FORMAT_OF_DTYPE
 
 from ..errors import CheckpointError
@@ -31,3 +32,20 @@ def check_finite(checkpoint: Checkpoint | PickledCheckpoint, name: str, converte
     raise CheckpointError(
         f"{where} has weights beyond the range of {FORMAT_OF_DTYPE[converted.dtype]}; use --weights bf16 or fp32"
     )
+
+
+def check_scales(checkpoint: Checkpoint | PickledCheckpoint, name: str, codes: Tensor, columns: int) -> None:
+    """Insist that the scales of packed rows, [rows, row_bytes] of a matrix with so many columns, are finite.
+
+    Raises:
+        CheckpointError: some scale is NaN or infinite.
+    """
+    fmt = quant.FORMAT[codes.dtype]
+    start, count = quant.code_bytes(fmt, columns), quant.groups(fmt, columns)
+    bits = codes.view(torch.uint8)[:, start : start + 2 * count].view(torch.int16)
+    bad = int(((bits & 0x7F80) == 0x7F80).sum())  # all bits of a bf16's exponent set
+    if bad:
+        raise CheckpointError(
+            f"{checkpoint.path(name)}: {name} has {bad} of {bits.numel()} scales that are NaN or infinite; the file is "
+            "damaged: convert the original model again"
+        )

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
-from prosparse.kernels.weight import FORMAT_OF_DTYPE
+from prosparse.kernels.quant import row_bytes
+from prosparse.kernels.weight import FLOATS, FORMAT_OF_DTYPE, FORMATS
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, listed
+from .formats import KEY, PACKED, Formats, stored_formats
 from .pickled import PickledCheckpoint
 
 
@@ -100,15 +102,34 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def is_down(names: Names, name: str) -> bool:
+    """Whether a tensor is a down projection, which is read with one neuron per row."""
+    return name.endswith(names.layer.down.split("{}")[1])
+
+
+def format_of(name: str, names: Names, formats: Formats, tied: bool) -> str:
+    """The format of a matrix; a table that is embedding and lm_head at once has that of lm_head."""
+    return formats.lm_head if name == names.lm_head or (tied and name == names.embed) else formats.weights
+
+
+def packed_shape(name: str, shape: tuple[int, ...], names: Names, fmt: str) -> tuple[int, int]:
+    """The shape of a matrix's packed tensor, from the one that Hugging Face gives the matrix."""
+    rows, columns = reversed(shape) if is_down(names, name) else shape
+    return rows, row_bytes(fmt, columns)
+
+
 def check_names(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig) -> None:
     """Insist that a checkpoint holds the model of a config: names, shapes and dtypes, from the headers alone.
 
     lm_head may be there although the embeddings are tied; `load_weights` compares the two.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown, of another shape, or not fp32, fp16 or bf16.
+        CheckpointError: a tensor is missing, unknown, of another shape, or neither fp32, fp16 or bf16 nor packed as
+            config.json says.
+        ConfigError, UnsupportedError: what config.json says of packed tensors cannot be read.
     """
     names, folder = TABLES[config.family], checkpoint.folder
+    stored = stored_formats(folder)
     numbers = [int(found[1]) for name in checkpoint.names() if (found := names.layer_number.match(name))]
     layers = max(numbers, default=-1) + 1
     if layers != config.layers:  # before the list of names is made, which a config with 2^31 layers would not survive
@@ -130,21 +151,34 @@ def check_names(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig)
             f"{folder}: holds what a {config.family} model does not have: {listed(unknown)}; prosparse would compute "
             "something else than this model: use plain weights, with adapters merged"
         )
+    tied = names.lm_head not in checkpoint
     for name, shape in known.items():
         if name not in checkpoint:
             continue
+        fmt = "" if stored is None or len(shape) == 1 else format_of(name, names, stored, tied)
+        packed = fmt in PACKED
+        if packed:
+            shape = packed_shape(name, shape, names, fmt)
+        check_dtype(name, checkpoint.dtype(name), str(checkpoint.path(name)), fmt if packed else None)
         if checkpoint.shape(name) != shape:
+            what = f"config.json makes it {list(shape)}{f' as {fmt}' if packed else ''}"
             raise CheckpointError(
-                f"{checkpoint.path(name)}: {name} is {list(checkpoint.shape(name))}, but config.json makes it "
-                f"{list(shape)}; they do not belong together: take both from one download"
+                f"{checkpoint.path(name)}: {name} is {list(checkpoint.shape(name))}, but {what}; they do not belong "
+                "together: take both from one download"
             )
-        check_dtype(name, checkpoint.dtype(name), str(checkpoint.path(name)))
 
 
-def check_dtype(name: str, dtype: torch.dtype, where: str) -> None:
-    """Insist that a tensor is stored in fp32, fp16 or bf16."""
-    if dtype not in FORMAT_OF_DTYPE:
+def check_dtype(name: str, dtype: torch.dtype, where: str, packed: str | None = None) -> None:
+    """Insist that a tensor is stored in fp32, fp16 or bf16, or in the dtype of a packed format."""
+    stored = FORMAT_OF_DTYPE.get(dtype, str(dtype).removeprefix("torch."))
+    if packed is not None and dtype != FORMATS[packed]:
         raise CheckpointError(
-            f"{where}: {name} is {str(dtype).removeprefix('torch.')}; only {', '.join(FORMAT_OF_DTYPE.values())} "
-            "checkpoints are read: use the original, unquantised model"
+            f"{where}: {name} is {stored}, but {KEY} in config.json makes it {packed}; they do not belong together: "
+            "convert the original model again"
+        )
+    if packed is None and stored not in FLOATS:
+        raise CheckpointError(
+            f"{where}: {name} is {str(dtype).removeprefix('torch.')}; only {', '.join(FLOATS)} checkpoints are read, "
+            f"and packed ones of `prosparse convert`, which have {KEY} in config.json: use the original, unquantised "
+            "model"
         )

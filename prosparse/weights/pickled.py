@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,11 +69,16 @@ def _find_pickled(folder: Path) -> list[Path]:
     )
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
+def unpickle(path: Path) -> Any:
+    """What a PyTorch file holds; nothing in it is run.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds what would have to be run.
+    """
     try:
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"  # files of PyTorch before 1.6 are not, and cannot be mapped
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as fault:
         raise CheckpointError(
             f"{path}: holds more than tensors, or is no PyTorch file: {str(fault).splitlines()[0]}; "
@@ -81,6 +87,10 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     except Exception as fault:  # a damaged pickle makes the unpickler stumble over anything: KeyError, IndexError, ...
         reason = (str(fault) or type(fault).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: cannot be read as PyTorch weights: {reason}") from None
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    tensors = unpickle(path)
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise CheckpointError(f"{path}: expected a dictionary of tensors, got {type(tensors).__name__}")
     for name, tensor in tensors.items():

@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 from bad_inputs.case import Case
+from bad_inputs.converted import CONVERTED
 from bad_inputs.files import CONFIG, WEIGHTS
 from bad_inputs.text import COMMAND_LINE, PROMPTS, SAMPLING, TEXT
 from tiny_model import write_tiny
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 SECTIONS: dict[str, dict[str, list[Case]]] = {
     "config.json": CONFIG,
     "Weights": WEIGHTS,
+    "Weight formats and converted folders": CONVERTED,
     "Tokenizer and chat template": TEXT,
     "Prompts": PROMPTS,
     "Sampling": SAMPLING,

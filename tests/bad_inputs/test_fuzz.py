@@ -64,6 +64,7 @@ KEYS = (
     "rope_scaling", "rope_parameters", "hidden_act", "hidden_act_param", "tie_word_embeddings", "bos_token_id",
     "eos_token_id", "pad_token_id", "sliding_window", "scale_emb", "scale_depth", "dim_model_base", "attention_bias",
     "mlp_bias", "num_experts", "quantization_config", "partial_rotary_factor", "torch_dtype", "auto_map",
+    "prosparse_quantization",
 )  # fmt: skip
 # mostly values of a type that gets past the first check
 CHANGES = st.dictionaries(

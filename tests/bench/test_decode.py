@@ -115,9 +115,9 @@ def test_little_memory_means_fewer_layers_and_says_so(monkeypatch):
 
 
 def test_wrong_options_are_the_users_fault():
-    for arguments in [{"sparsity": 0.3}, {"modes": ["fast"]}, {"weights": "int2"}, {"shape": "none"}]:
+    for arguments in [{"knobs": 1.3}, {"modes": ["fast"]}, {"weights": "int2"}, {"shape": "none"}]:
         with pytest.raises(UserError):
-            compare(**{"shape": "tiny", "sparsity": 0.9, "run": SHORT, **arguments})
+            compare(**{"shape": "tiny", "knobs": 0.9, "run": SHORT, **arguments})
     with pytest.raises(UserError, match="tg"):
         Run(tg=1)
 

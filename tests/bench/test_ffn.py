@@ -18,11 +18,11 @@ def few_copies(monkeypatch):
     monkeypatch.setattr(ffn, "BUFFER_BYTES", 2**18)
 
 
-@pytest.mark.parametrize("weights", ["bf16", "fp32"])
+@pytest.mark.parametrize("weights", ["bf16", "fp32", "int8", "int4"])
 def test_meets_every_sparsity(weights):
-    wanted = (0.0, 0.5, 0.9)
+    wanted = (0.0, 0.5, 0.9, 1.0)
     rows = compare_ffn("tiny", wanted, weights, calls=60)
-    assert [row["mode"] for row in rows] == ["dense", "exact"] * 3
+    assert [row["mode"] for row in rows] == ["dense", "exact"] * 4
     for row, sparsity in zip(rows[1::2], wanted, strict=True):
         assert tuple(row) == KEYS
         assert row["activation_sparsity"] == pytest.approx(sparsity, abs=0.05)
@@ -39,8 +39,8 @@ def test_refuses_to_time_a_wrong_op(monkeypatch):
 
 
 def test_refuses_what_it_cannot_set_up():
-    with pytest.raises(UserError, match="0 to below 1"):
-        compare_ffn("tiny", (1.0,))
+    with pytest.raises(UserError, match="from 0 to 1"):
+        compare_ffn("tiny", (1.1,))
     with pytest.raises(UserError, match="dReLU"):
         compare_ffn("bamboo-7b", (0.5,))
 

@@ -70,7 +70,9 @@ def test_stats_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_option_reaches_the_engine(capsys: pytest.CaptureFixture[str]) -> None:
-    loading = {"mode": "dense", "weights": "fp32", "device": "cpu", "context": 64, "fatrelu_threshold": 0.1}
+    loading = {
+        "mode": "dense", "weights": "int8", "lm_head": "fp32", "device": "cpu", "context": 64, "fatrelu_threshold": 0.1,
+    }  # fmt: skip
     sampling = {
         "max_new_tokens": 15, "temperature": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2,
         "seed": 3, "stop": ["xyzzy", "qqqq"],

@@ -39,6 +39,28 @@ def test_summary_says_what_was_done(capsys: pytest.CaptureFixture[str], folder: 
     assert err.count("mode ") == 1  # in fp32 one engine is both
 
 
+def test_formats_are_those_of_the_engine_under_test(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    arguments = [str(folder), "--text", str(folder / "text.txt"), "--window", "32", "--predictions", "200"]
+    assert main(["perplexity", *arguments, "--weights", "int4", "--lm-head", "int8"]) == 0
+    out, err = capsys.readouterr()
+    assert "exact int4 (lm_head int8)  perplexity" in out
+    assert [line.split(": ")[2].split(",")[0] for line in err.splitlines()] == [
+        "int4 (lm_head int8) weights",
+        "fp32 weights",
+    ]
+
+
+def test_a_converted_folder_is_compared_with_its_source(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    arguments = ["--text", str(folder / "text.txt"), "--window", "32", "--predictions", "200", "--json"]
+    assert main(["convert", str(folder), "-o", str(tmp_path / "made"), "--weights", "int4", "--lm-head", "int8"]) == 0
+    assert main(["perplexity", str(tmp_path / "made"), "--baseline", str(folder), *arguments]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert main(["perplexity", str(folder), "--weights", "int4", "--lm-head", "int8", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out) == made
+
+
 def test_bad_text_is_status_2(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert main(["perplexity", str(folder), "--text", str(folder / "absent.txt"), "--weights", "fp32"]) == 2
     assert "absent.txt: cannot read the text" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""decode_layers is its parts, one after the other: those are tested against float64, and here it is tested against them."""
+"""decode_layers is its parts, one after the other; those are tested against float64, and it is tested against them."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, SHAPES, SPARSE, ffn_meaning, listed, make_case, open_mask, poison_allocator
+from cases import DTYPES, FFNS, PACKED, ffn_meaning, label, listed, make_case, open_mask, poison_allocator
 from closeness import assert_within
 
 from prosparse.kernels.activation import Activation
@@ -15,6 +15,7 @@ from prosparse.kernels.tally import DOWN_ROWS, NONZERO, UP_ROWS, new_tally
 from prosparse.kernels.weight import Weight
 
 RELU = Activation("relu")
+FORMATS = [torch.bfloat16, *PACKED]
 
 
 def run(case, activation, active=None, tally=None):
@@ -22,17 +23,16 @@ def run(case, activation, active=None, tally=None):
     return glu_active(case.x, case.up, case.down, active, activation, new_tally("cpu") if tally is None else tally)
 
 
-@pytest.mark.parametrize("activation", SPARSE, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_matches_float64(backend, shape, activation):
-    case = make_case(*shape, padding=3)
+@pytest.mark.parametrize(("weights", "shape", "activation"), FFNS, ids=label)
+def test_matches_float64(backend, weights, shape, activation):
+    case = make_case(*shape, weights, padding=3)
     poison_allocator()
     y = run(case, activation)
     assert_within(y, ffn_meaning(case, activation, open_mask(case, activation)), f"glu_active on {backend}")
 
 
-@pytest.mark.parametrize("weights", DTYPES, ids=str)
-@pytest.mark.parametrize("x", DTYPES, ids=str)
+@pytest.mark.parametrize("weights", [*DTYPES, *PACKED], ids=label)
+@pytest.mark.parametrize("x", DTYPES, ids=label)
 def test_dtypes(backend, weights, x):
     case = make_case(2, 100, 77, weights, x)
     y = run(case, RELU)
@@ -40,8 +40,9 @@ def test_dtypes(backend, weights, x):
     assert_within(y, ffn_meaning(case, RELU, open_mask(case, RELU)), f"{weights} {x}")
 
 
-def test_ignores_everything_past_count(backend):
-    case = make_case(3, 40, 60)
+@pytest.mark.parametrize("weights", FORMATS, ids=label)
+def test_ignores_everything_past_count(backend, weights):
+    case = make_case(3, 40, 60, weights)
     active = gate_select(case.x, case.gate, RELU)
     clean = run(case, RELU, active)
     count = int(active.count)
@@ -50,8 +51,9 @@ def test_ignores_everything_past_count(backend):
     assert torch.equal(run(case, RELU, active), clean)
 
 
-def test_an_empty_list_gives_zeros(backend):
-    case = make_case(2, 40, 60)
+@pytest.mark.parametrize("weights", FORMATS, ids=label)
+def test_an_empty_list_gives_zeros(backend, weights):
+    case = make_case(2, 40, 60, weights)
     none = ActiveNeurons(torch.full((5,), -1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32), torch.ones(2, 5))
     poison_allocator()
     tally = new_tally("cpu")
@@ -82,8 +84,9 @@ def test_a_closed_gate_wins_over_an_overflowed_up(backend):
     assert y.tolist() == [[0.0, 0.0], [float("inf")] * 2]
 
 
-def test_tally_counts_nonzero_products_and_adds(backend):
-    case = make_case(5, 40, 60)
+@pytest.mark.parametrize("weights", FORMATS, ids=label)
+def test_tally_counts_nonzero_products_and_adds(backend, weights):
+    case = make_case(5, 40, 60, weights)
     active = gate_select(case.x, case.gate, RELU)
     tally = torch.tensor([10, 100, 1000])
     run(case, RELU, active, tally)
@@ -93,6 +96,7 @@ def test_tally_counts_nonzero_products_and_adds(backend):
     assert tally[NONZERO] == 1000 + int((value != 0).sum())
 
 
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.uint8], ids=label)
 @pytest.mark.parametrize(
     ("index", "count", "message"),
     [
@@ -105,8 +109,8 @@ def test_tally_counts_nonzero_products_and_adds(backend):
         ([3, 3, 8], 3, "glu_active: index must ascend"),
     ],
 )
-def test_refuses_a_list_that_would_read_elsewhere(backend, index, count, message):
-    case = make_case(1, 40, 60)
+def test_refuses_a_list_that_would_read_elsewhere(backend, index, count, message, weights):
+    case = make_case(1, 40, 60, weights)
     active = ActiveNeurons(
         torch.tensor(index, dtype=torch.int32), torch.tensor([count], dtype=torch.int32), torch.ones(1, 3)
     )
@@ -145,13 +149,16 @@ def test_the_compiled_op_checks_what_it_is_given(compiled):
         ("tally", torch.zeros(6, dtype=torch.int64)[::2], "tally must be contiguous, got stride 2"),
         ("down", case.down.codes[:59], "up has 60 neurons but down has 59"),
         ("down", case.down.codes.float(), "up and down must share a dtype"),
+        ("down", torch.zeros(60, 144, dtype=torch.int8), "up and down must share a dtype"),
+        ("up", torch.zeros(60, 40, dtype=torch.int8), "rows of up have 40 bytes, but 40 columns of int8 make 144"),
     ]:
         with pytest.raises(RuntimeError, match=f"^glu_active: {message}"):
             torch.ops.prosparse.glu_active(*(good | {argument: bad}).values())
 
 
-def test_opcheck(backend):
-    case = make_case(2, 40, 60)
+@pytest.mark.parametrize("weights", FORMATS, ids=label)
+def test_opcheck(backend, weights):
+    case = make_case(2, 40, 60, weights)
     active = gate_select(case.x, case.gate, RELU)
     args = (case.x, case.up.codes, case.down.codes, active.index, active.count, active.value, True, new_tally("cpu"))
     torch.library.opcheck(torch.ops.prosparse.glu_active, args)

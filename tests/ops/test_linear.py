@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, poison_allocator
+from cases import DTYPES, PACKED, PACKED_SHAPES, apart, label, poison_allocator, poisoned, product
 from closeness import Bounded, assert_within
 
+from prosparse.kernels import cpu
 from prosparse.kernels.linear import gemm_transposed, linear
-from prosparse.kernels.weight import Weight
+from prosparse.kernels.weight import FORMAT_OF_DTYPE, Weight, in_format
 
 # tokens, columns, rows: one of each, multiples of nothing, around the 32-row task, many tokens
 SHAPES = [(1, 1, 1), (1, 33, 31), (2, 100, 33), (5, 64, 64), (16, 31, 70), (3, 288, 515)]
+# Packed rows see x in fixed point whatever it was, so its dtype changes from shape to shape.
+MATRICES = [
+    *((shape, x, weight) for shape in SHAPES for x in DTYPES for weight in DTYPES),
+    *((shape, DTYPES[i % 3], weight) for weight in PACKED for i, shape in enumerate(PACKED_SHAPES)),
+]
+FORMATS = [torch.bfloat16, *PACKED]
 
 
 def make(tokens, columns, rows, weight=torch.bfloat16, x=torch.float32):
     rng = torch.Generator().manual_seed(0)
-    codes = torch.randn(rows, columns, generator=rng).to(weight)
-    return torch.randn(tokens, columns, generator=rng).to(x), Weight(codes)
+    matrix = torch.randn(rows, columns, generator=rng)
+    return torch.randn(tokens, columns, generator=rng).to(x), in_format(matrix, FORMAT_OF_DTYPE[weight])
 
 
-@pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("x_dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "x_dtype", "weight_dtype"), MATRICES, ids=label)
 def test_matches_float64(backend, shape, x_dtype, weight_dtype):
     x, weight = make(*shape, weight_dtype, x_dtype)
     poison_allocator()
     y = linear(x, weight)
     assert y.dtype == x_dtype
-    assert_within(y, Bounded.exact(x) @ weight.codes.T, f"linear on {backend}")
+    assert_within(y, product(x, weight), f"linear on {backend}")
 
 
 def test_every_fp16_weight_is_read_exactly(compiled):
@@ -42,23 +47,25 @@ def test_every_fp16_weight_is_read_exactly(compiled):
     assert torch.allclose(linear(torch.ones(1, 1), Weight(special)).T, special.float(), equal_nan=True)
 
 
-def test_reads_rows_further_apart_than_they_are_long(backend):
-    x, weight = make(2, 45, 37)
-    wide = torch.full((37, 64), float("nan"), dtype=torch.bfloat16)
-    wide[:, :45] = weight.codes
-    assert torch.equal(linear(x, Weight(wide[:, :45])), linear(x, weight))
+@pytest.mark.parametrize("weights", [*DTYPES, *PACKED], ids=label)
+def test_reads_rows_further_apart_than_they_are_long(backend, weights):
+    x, weight = make(2, 165, 37, weights)
+    (wide,) = apart([weight], 19)
+    assert torch.equal(linear(x, wide), linear(x, weight))
 
 
+@pytest.mark.parametrize("weights", FORMATS, ids=label)
 @pytest.mark.parametrize("tokens", [2, 3, 5, 16])
-def test_a_token_does_not_depend_on_its_neighbours(compiled, tokens):
-    x, weight = make(tokens, 100, 77)
+def test_a_token_does_not_depend_on_its_neighbours(compiled, tokens, weights):
+    x, weight = make(tokens, 300, 77, weights)
     together = linear(x, weight)
     for t in range(tokens):
         assert torch.equal(together[t : t + 1], linear(x[t : t + 1].contiguous(), weight))
 
 
-def test_threads_do_not_change_a_bit(compiled, threads):
-    x, weight = make(3, 100, 300)
+@pytest.mark.parametrize("weights", FORMATS, ids=label)
+def test_threads_do_not_change_a_bit(compiled, threads, weights):
+    x, weight = make(3, 100, 600, weights)  # 128 rows are a task
     results = []
     for n in (1, 2, 3):
         torch.set_num_threads(n)
@@ -66,31 +73,61 @@ def test_threads_do_not_change_a_bit(compiled, threads):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-def test_nan_and_inf_stay_in_their_token(backend):
-    x, weight = make(3, 40, 20)
+@pytest.mark.parametrize("weights", PACKED, ids=label)
+def test_vnni_changes_no_bit(compiled, weights):
+    x, weight = make(5, 300, 77, weights)
+    results = []
+    for limit in ("avx512", "avx512vnni"):
+        cpu.cap_isa(limit)
+        results.append(linear(x, weight))
+    cpu.cap_isa(compiled.removeprefix("cpu-"))
+    assert torch.equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("weights", FORMATS, ids=label)
+def test_nan_and_inf_stay_in_their_token(backend, weights):
+    x, weight = make(3, 140, 20, weights)
     clean = linear(x, weight)
-    x[1, 7], x[2, 3] = float("nan"), float("inf")
+    x[1, 7], x[2, 133] = float("nan"), float("inf")
     y = linear(x, weight)
-    assert torch.isnan(y[1]).all() and torch.isinf(y[2]).all()
+    assert torch.isnan(y[1]).all() and not torch.isfinite(y[2]).any()
+    assert weight.is_packed or torch.isinf(y[2]).all()
     torch.testing.assert_close(y[0], clean[0])
 
 
-def test_a_row_outside_the_weight_is_not_read(compiled):
-    x, weight = make(1, 64, 8)
-    around = torch.full((10, 64), float("nan"), dtype=torch.bfloat16)
+@pytest.mark.parametrize("weights", PACKED, ids=label)
+def test_x_at_the_ends_of_the_float_range_meets_packed_rows(compiled, weights):
+    x, weight = make(3, 140, 20, weights)
+    x *= torch.tensor([[1e30], [1e-30], [0.0]])
+    x[1, :64] *= 1e-7  # below what fixed point can hold: counts as zero
+    assert_within(linear(x, weight), product(x, weight), "linear")
+
+
+@pytest.mark.parametrize("weights", FORMATS, ids=label)
+def test_a_row_outside_the_weight_is_not_read(compiled, weights):
+    x, weight = make(1, 64, 8, weights)
+    around = poisoned(10, weight.codes.shape[1], dtype=weights)
     around[1:9] = weight.codes
-    assert torch.equal(linear(x, Weight(around[1:9])), linear(x, weight))
+    assert torch.equal(linear(x, Weight(around[1:9], weight.packed_columns)), linear(x, weight))
 
 
 def test_more_tokens_than_a_step_are_a_gemm(backend):
     x, weight = make(17, 64, 40, torch.float32)
-    assert_within(linear(x, weight), Bounded.exact(x) @ weight.codes.T, "linear, 17 tokens")
+    assert_within(linear(x, weight), product(x, weight), "linear, 17 tokens")
 
 
 def test_gemm_transposed_matches_float64():
     x, weight = make(20, 40, 64, torch.float32)
     x = x[:, :1].expand(20, 64).contiguous()
     assert_within(gemm_transposed(x, weight), Bounded.exact(x) @ weight.codes, "gemm_transposed")
+
+
+@pytest.mark.parametrize("weights", PACKED, ids=label)
+def test_a_gemm_rounds_packed_values_to_bf16(backend, weights):
+    x, weight = make(17, 100, 40, weights)
+    rounded = weight.values().bfloat16()
+    assert torch.equal(linear(x, weight), linear(x, Weight(rounded)))
+    assert torch.equal(gemm_transposed(x[:, :40], weight), gemm_transposed(x[:, :40], Weight(rounded)))
 
 
 def test_says_what_is_wrong(backend):
@@ -111,6 +148,9 @@ def test_the_compiled_op_checks_what_it_is_given(compiled):
         (x, weight.codes.T, "weight has 40 columns but x has 64"),
         (x, torch.zeros(64, 40, dtype=torch.bfloat16).T, "rows of weight must be contiguous, got stride 40"),
         (x, weight.codes.to(torch.int8), "rows of weight have 64 bytes, but 64 columns of int8 make 144"),
+        (x, torch.zeros(40, 64, dtype=torch.uint8), "rows of weight have 64 bytes, but 64 columns of int4 make 48"),
+        (x, torch.zeros(40, 96, dtype=torch.uint8)[:, ::2], "rows of weight must be contiguous, got stride 2"),
+        (x, weight.codes.to(torch.int32), "weight must be float32, float16 or bfloat16, got dtype code 3"),
         (x.T.contiguous().T, weight.codes, "x must be contiguous"),
         (x[:0], weight.codes, "x has 0 tokens, this op takes 1 to 16"),
         (x.new_zeros(17, 64), weight.codes, "x has 17 tokens, this op takes 1 to 16"),
@@ -120,6 +160,7 @@ def test_the_compiled_op_checks_what_it_is_given(compiled):
             op(bad_x, bad_weight)
 
 
-def test_opcheck(backend):
-    x, weight = make(2, 64, 40)
+@pytest.mark.parametrize("weights", FORMATS, ids=label)
+def test_opcheck(backend, weights):
+    x, weight = make(2, 64, 40, weights)
     torch.library.opcheck(torch.ops.prosparse.linear, (x, weight.codes))

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_engine import assert_logits_close, decoded_logits, make_model, some_tokens
+import torch
+from tiny_engine import FP32_BOUND, assert_logits_close, decoded_logits, make_model, some_tokens
 
 import prosparse
 from prosparse.engine import Engine
 from prosparse.errors import MissingFileError, UserError
+from prosparse.kernels.weight import FORMATS, LAYOUTS
 from prosparse.placement import choose
-from prosparse.plan import LayerPlan, Plan, fingerprint
+from prosparse.plan import MODES, LayerPlan, Plan, fingerprint
+
+# A GEMM may sum in another order for another stride, and then rounds to its dtype: a few of its last places.
+GEMM_BOUND = {"fp32": FP32_BOUND, "fp16": 5e-3, "bf16": 3e-2, "int8": 3e-2, "int4": 3e-2}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +45,27 @@ def test_a_mixed_plan_computes_the_same(folder: Path, engine: Engine, tmp_path: 
         assert_logits_close(decoded_logits(mixed, ids), expected, "mixed plan")
 
 
+def test_layouts_are_chosen_by_mode_and_every_mode_runs_on_each(folder: Path, engine: Engine) -> None:
+    assert {layer.layout for layer in choose(engine.config, "exact").layers} == {"bundled"}
+    assert {layer.layout for layer in choose(engine.config, "dense").layers} == {"rows"}
+    ids = some_tokens(30)
+    for weights in FORMATS:
+        plans = [
+            Plan(fingerprint(engine.config), (LayerPlan(mode, layout),) * 3, "a test")
+            for mode in MODES
+            for layout in LAYOUTS
+        ]
+        engines = [prosparse.load(folder, weights=weights, plan=plan) for plan in plans]
+        for plan, loaded in zip(plans, engines, strict=True):
+            strides = {ffn.up.codes.stride(0) // ffn.up.codes.shape[1] for _, ffn in loaded.decoder.blocks}
+            assert strides == {2 if plan.layers[0].layout == "bundled" else 1}
+        decoded = [decoded_logits(each, ids) for each in engines]
+        assert all(torch.equal(each, decoded[0]) for each in decoded), weights
+        prefilled = [each.logits(ids) for each in engines]
+        for plan, logits in zip(plans, prefilled, strict=True):
+            assert_logits_close(logits, prefilled[0], f"{weights} {plan.layers[0]}", GEMM_BOUND[weights])
+
+
 def test_a_plan_must_fit(folder: Path, engine: Engine, tmp_path: Path) -> None:
     plan = choose(engine.config, "exact")
     with pytest.raises(UserError, match="plan: made for model .* with 3 layers"):
@@ -64,7 +90,7 @@ def test_a_plan_must_fit(folder: Path, engine: Engine, tmp_path: Path) -> None:
         ({"layers": [3]}, "not a plan"),
         ({"layers": [{"mode": "exact", "colour": "red"}]}, "not a plan"),
         ({"layers": [{"mode": "guess"}]}, "mode is 'guess'; supported are dense, exact"),
-        ({"layers": [{"mode": "exact", "layout": "columns"}]}, "layout is 'columns'"),
+        ({"layers": [{"mode": "exact", "layout": "columns"}]}, "layout is 'columns'; supported are rows, bundled"),
         ({"surprise": 1}, "not a plan"),
         ({"model": None}, "not a plan"),
     ],

@@ -38,20 +38,26 @@ def test_activation_sparsity_is_that_of_the_decoded_tokens(name: str, mode: str,
     assert stats["tokens_per_s"] > 0 and 0 < stats["ttft_s"] < 60 and engine.stats == stats
 
 
-@pytest.mark.parametrize("weights", ["fp32", "bf16"])
-def test_bytes_per_token_by_hand(weights: str, tmp_path: Path) -> None:
+# bytes of a row of 64 columns: int8 fills a group of 128 codes, int4 two of 32, and both end at a multiple of 16
+ROW = {"fp32": 256, "bf16": 128, "int8": 144, "int4": 48}
+
+
+@pytest.mark.parametrize(
+    ("weights", "lm_head"), [("fp32", "auto"), ("bf16", "auto"), ("int8", "auto"), ("int4", "int8")]
+)
+def test_bytes_per_token_by_hand(weights: str, lm_head: str, tmp_path: Path) -> None:
     """hidden 64, neurons 96, 2 layers, 4 heads and 2 kv heads of 16, vocab 259; prompt 3 tokens, then 5, so 4 steps."""
     folder = make_model(tmp_path / "model")
-    size = {"fp32": 4, "bf16": 2}[weights]
-    attention = (4 + 2 + 2) * 16 * 64 + 64 * 4 * 16
-    weights_of_a_step = (2 * attention + 2 * 96 * 64 + 259 * 64) * size  # the gate of both layers, and lm_head
-    cache = sum(2 * 2 * 2 * 16 * length for length in (4, 5, 6, 7)) / 4 * size
+    row, head = ROW[weights], ROW[weights if lm_head == "auto" else lm_head]
+    attention = (4 + 2 + 2) * 16 + 64  # rows
+    weights_of_a_step = (2 * attention + 2 * 96) * row + 259 * head  # the gate of both layers, and lm_head
+    cache = sum(2 * 2 * 2 * 16 * length for length in (4, 5, 6, 7)) / 4 * (4 if weights == "fp32" else 2)
     for mode in ("dense", "exact"):
-        engine = prosparse.load(folder, mode=mode, weights=weights)
+        engine = prosparse.load(folder, mode=mode, weights=weights, lm_head=lm_head)
         stats = engine.generate([1, 2, 3], max_new_tokens=5, ignore_eos=True).stats
         active = sum(1 - share for share in stats["activation_sparsity"]["layers"]) * 96
         rows = 2 * 96 if mode == "dense" else active
-        expected = weights_of_a_step + rows * 2 * 64 * size + cache
+        expected = weights_of_a_step + rows * 2 * row + cache
         assert stats["bytes_per_token"] == pytest.approx(expected, abs=1), mode
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_model import tiny_tensors, write_tiny, write_weights
 
 from prosparse.config import ModelConfig
-from prosparse.errors import CheckpointError, MachineError, UnsupportedError, UserError
+from prosparse.errors import CheckpointError, MachineError, UserError
 from prosparse.weights import Checkpoint, convert, load_weights
 
 MODULE = importlib.import_module("prosparse.weights.convert")  # the package's name for it is the function
@@ -190,8 +190,12 @@ def test_destination_in_the_source(tmp_path, destination):
 
 
 def test_unknown_format(tmp_path):
-    with pytest.raises(UnsupportedError, match="weights is 'int8'; supported are auto, fp32, fp16, bf16"):
-        convert(write_tiny(tmp_path / "source"), tmp_path / "result", "int8")
+    source = write_tiny(tmp_path / "source")
+    with pytest.raises(UserError, match="weights is 'int3'; supported are auto, fp32, fp16, bf16, int8, int4"):
+        convert(source, tmp_path / "result", "int3")
+    with pytest.raises(UserError, match="lm_head is 'q8'; supported are auto, "):
+        convert(source, tmp_path / "result", lm_head="q8")
+    assert os.listdir(tmp_path) == ["source"]
 
 
 def test_full_disk(tmp_path, monkeypatch):

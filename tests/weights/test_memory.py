@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_engine import make_model, some_tokens
+from watched_memory import anonymous_bytes
 
+import prosparse
 from prosparse.errors import MachineError
 from prosparse.weights.memory import ALIGNMENT, HUGE_PAGE, Arena
 
@@ -49,3 +52,28 @@ def test_memory_goes_with_the_last_tensor():
 def test_more_than_the_system_has_is_refused():
     with pytest.raises(MachineError, match="load: the system refuses [0-9.]+ GiB of memory"):
         Arena(2**46)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+def test_a_loaded_model_takes_its_weights_and_its_cache(tmp_path, weights):
+    """Anonymous memory while it loads and generates: at most 15 % above weights and the cache of the whole context."""
+    sizes = dict(hidden=512, neurons=4096, layers=8, heads=8, kv_heads=8, head_dim=64)
+    folder = make_model(tmp_path / "model", dtype=torch.bfloat16, max_position=4096, **sizes)
+    prosparse.load(folder, weights=weights, context=64).generate(some_tokens(20), max_new_tokens=2)  # loads libraries
+    gc.collect()
+    before = peak = anonymous_bytes()
+
+    def watch(done: int, total: int) -> None:
+        nonlocal peak
+        peak = max(peak, anonymous_bytes())
+
+    engine = prosparse.load(folder, weights=weights, progress=watch)
+    engine.generate(some_tokens(1000), max_new_tokens=4, progress=watch)
+    watch(0, 0)
+    decoder = engine.decoder
+    held = decoder.embed.nbytes + decoder.lm_head.nbytes
+    for attention, ffn in decoder.blocks:
+        held += sum(weight.nbytes for weight in (attention.qkv, attention.o, ffn.gate, ffn.up, ffn.down))
+    cache = 8 * 2 * 8 * 64 * 4096 * 2  # layers, keys and values, heads, head_dim, positions, bytes of bf16
+    assert peak - before <= 1.15 * (held + cache), f"{(peak - before) / 1e6:.0f} MB for {(held + cache) / 1e6:.0f} MB"

@@ -1,0 +1,174 @@
+"""Copies matrices of a checkpoint to where they stay, in the format that is asked for, block by block.
+
+Sources are views of mapped files. A block of rows is converted, checked and stored while it is in the processor's
+cache, so nothing of a matrix's size is held beside the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from prosparse.kernels.quant import quantize, row_bytes
+from prosparse.kernels.weight import FORMATS, Weight
+
+from ..errors import MachineError
+from ..machine import available_memory
+from .checkpoint import Checkpoint
+from .finite import check_finite, check_scales
+from .formats import PACKED
+from .memory import Arena
+from .pickled import PickledCheckpoint
+
+Progress = Callable[[int, int], None]
+
+# Rows converted at a time: few enough for the cache, and of a transposed matrix enough to read whole cache lines.
+BLOCK_ROWS = 256
+
+
+def width(fmt: str, columns: int) -> int:
+    """Elements of a row's tensor in a format."""
+    return row_bytes(fmt, columns) if fmt in PACKED else columns
+
+
+@contextmanager
+def block_workers() -> Iterator[Executor]:
+    """As many threads as PyTorch may use, each of which does its blocks alone.
+
+    With OpenMP all threads meet after every operation on a block, and wait spinning: on a machine that has other work,
+    loading took five times the processor time.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that are started from here on inherit it
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def copy_matrix(
+    checkpoint: Checkpoint | PickledCheckpoint,
+    name: str,
+    out: Tensor,
+    fmt: str,
+    columns: int,
+    workers: Executor,
+    transpose: bool = False,
+) -> None:
+    """Fill `out` with a matrix in some format.
+
+    Args:
+        name: of a float matrix, or of one that is packed in this format already.
+        out: [rows, width(fmt, columns)] in the dtype of the format; its rows may lie apart.
+        fmt: a weight format.
+        columns: of the result.
+        workers: see `block_workers`.
+        transpose: the columns of a float matrix become rows; a packed one is stored that way.
+
+    Raises:
+        CheckpointError: weights or scales that are not finite.
+    """
+    source = checkpoint.read(name)
+    packed = fmt in PACKED
+    stored_so = packed and source.dtype == out.dtype
+    if stored_so:
+        check_scales(checkpoint, name, source, columns)
+
+    def copy_block(start: int) -> None:
+        rows = slice(start, start + BLOCK_ROWS)
+        if stored_so:
+            out[rows].copy_(source[rows])
+            return
+        block = source[:, rows].t() if transpose else source[rows]
+        if packed:
+            block = block.contiguous()
+            check_finite(checkpoint, name, block)
+            quantize(block, fmt, out=out[rows])
+        else:
+            out[rows].copy_(block.to(out.dtype))
+            check_finite(checkpoint, name, out[rows])
+
+    for _ in workers.map(copy_block, range(0, len(out), BLOCK_ROWS)):
+        pass
+
+
+class Reader:
+    """Copies tensors of a checkpoint into new ones on a device.
+
+    Args:
+        checkpoint: where they are read.
+        sizes: (rows, columns) of every matrix as Hugging Face stores it, whatever the checkpoint packs it to.
+        device: where they go.
+        workers: see `block_workers`.
+        progress: called with (done, total) bytes.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        sizes: dict[str, tuple[int, ...]],
+        device: torch.device,
+        workers: Executor,
+        progress: Progress | None,
+    ) -> None:
+        self.checkpoint, self.sizes, self.device, self.progress = checkpoint, sizes, device, progress
+        self.workers = workers
+        self.done = self.total = 0
+        self.empty: Callable[..., Tensor] = torch.empty
+
+    def expect(self, total: int, what: str) -> None:
+        """Insist that `total` bytes fit into memory, and reserve them on the CPU; `what` names their format."""
+        self.total = total
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_memory()
+        if total > free:
+            raise MachineError(
+                f"load: the weights of {self.checkpoint.folder} need {total / 2**30:.1f} GiB as {what}, but "
+                f"{free / 2**30:.1f} GiB of {self.device.type} memory are free; close other programs or use a smaller "
+                "model"
+            )
+        if self.device.type == "cpu":
+            self.empty = Arena(total).empty
+
+    def matrix(self, fmt: str, *parts: str, transpose: bool = False) -> Weight:
+        """One matrix, or several one below the other; transposed means its columns become rows."""
+        rows, columns = sum(self.sizes[name][0] for name in parts), self.sizes[parts[0]][1]
+        if transpose:
+            rows, columns = columns, rows
+        codes = self.empty((rows, width(fmt, columns)), dtype=FORMATS[fmt])
+        start = 0
+        for name in parts:
+            end = start + (rows if transpose else self.sizes[name][0])
+            copy_matrix(self.checkpoint, name, codes[start:end], fmt, columns, self.workers, transpose)
+            start = end
+        return self._finished(codes, fmt, columns)[0]
+
+    def bundle(self, fmt: str, up: str, down: str) -> tuple[Weight, Weight]:
+        """up, and down transposed, with the two rows of each neuron adjacent."""
+        neurons, columns = self.sizes[up]
+        codes = self.empty((neurons, 2, width(fmt, columns)), dtype=FORMATS[fmt])
+        copy_matrix(self.checkpoint, up, codes[:, 0], fmt, columns, self.workers)
+        copy_matrix(self.checkpoint, down, codes[:, 1], fmt, columns, self.workers, transpose=True)
+        first, second = self._finished(codes, fmt, columns)
+        return first, second
+
+    def vector(self, *parts: str) -> Tensor:
+        """Norm weights and biases are always float32: they are few."""
+        vectors = [self.checkpoint.read(name).float() for name in parts]
+        for name, vector in zip(parts, vectors, strict=True):
+            check_finite(self.checkpoint, name, vector)
+        # torch.cat copies, so that no view keeps the file mapped
+        return torch.cat(vectors).to(self.device)
+
+    def _finished(self, codes: Tensor, fmt: str, columns: int) -> list[Weight]:
+        """The weights in a new tensor, which is counted: [rows, width], or [rows, weights, width]."""
+        self.done += codes.nbytes
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+        there = codes.to(self.device)
+        views = [there] if there.dim() == 2 else list(there.unbind(1))
+        return [Weight(view, columns if fmt in PACKED else None) for view in views]
