@@ -61,7 +61,7 @@ def clear_input(gate: Weight, activation: Activation, shift: float = 0.0) -> Ten
 
 
 def require_close(what: str, actual: Tensor, expected: Tensor, terms: int, more: float = 0.0) -> None:
-    """Raise unless two float32 results differ by no more than sums of `terms` numbers in another order may, and `more`."""
+    """Raise unless two float32 results differ by no more than `more` and what the order of `terms` numbers explains."""
     bound = 8 * math.sqrt(terms) * torch.finfo(torch.float32).eps + more
     error = float((actual.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30))
     if not error <= bound:

@@ -111,7 +111,8 @@ def test_the_ends_of_the_float_range_stay_finite(backend, fmt, largest):
     matrix[:, ::5] = 0
     value = dequantize(quantize(matrix, fmt), 288)
     assert bool(value.isfinite().all())
-    assert float((value - matrix).abs().max()) <= max(0.1 * largest, 1e-37)  # below it steps are none of a float's
+    # int4 may clip the largest, and what is tiny becomes 0
+    assert float((value - matrix).abs().max()) <= max(0.2 * largest, 1e-36)
 
 
 @pytest.mark.parametrize("fmt", FMTS)
