@@ -11,27 +11,36 @@ from pathlib import Path
 from typing import Any
 
 ROWS = Path(__file__).parent.parent / "bench" / "results" / "cpu-2core-zen4.jsonl"
-SHOWN = [  # subject, shape, asked activation sparsity, the rows' name for a person
-    ("decode", "minicpm-s-1b", 0.88, "a token of MiniCPM-S-1B's shape"),
-    ("decode", "prosparse-llama-2-7b", 0.89, "a token of ProSparse-LLaMA-2-7B's shape"),
-    ("ffn", "minicpm-s-1b", 0.88, "one FFN of MiniCPM-S-1B's shape"),
-    ("ffn", "minicpm-s-1b", 0.95, "one FFN of MiniCPM-S-1B's shape"),
+ONE, SEVEN = "MiniCPM-S-1B's shape", "ProSparse-LLaMA-2-7B's shape"
+SHOWN = [  # subject, shape, format, asked activation sparsity, the rows' name for a person
+    ("decode", "minicpm-s-1b", "bf16", 0.88, f"a token, {ONE}"),
+    ("decode", "minicpm-s-1b", "int8", 0.88, f"a token, {ONE}"),
+    ("decode", "minicpm-s-1b", "int4", 0.88, f"a token, {ONE}"),
+    ("decode", "prosparse-llama-2-7b", "int8", 0.89, f"a token, {SEVEN}"),
+    ("decode", "prosparse-llama-2-7b", "int4", 0.89, f"a token, {SEVEN}"),
+    ("ffn", "minicpm-s-1b", "bf16", 0.88, f"one FFN, {ONE}"),
+    ("ffn", "minicpm-s-1b", "int8", 0.88, f"one FFN, {ONE}"),
+    ("ffn", "minicpm-s-1b", "int4", 0.88, f"one FFN, {ONE}"),
 ]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, one line per entry of `SHOWN`."""
-    lines = ["| bf16 | zeros | dense | exact | times dense (95 %) | of the floor |", "|---|---|---|---|---|---|"]
-    for subject, shape, sparsity, name in SHOWN:
-        found = [r for r in rows if (r["subject"], r["shape"], r["weights"]) == (subject, shape, "bf16")]
+    lines = [
+        "| what | weights | zeros | dense | exact | times dense (95 %) | of the floor: dense, exact |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for subject, shape, weights, sparsity, name in SHOWN:
+        found = [r for r in rows if (r["subject"], r["shape"], r["weights"]) == (subject, shape, weights)]
         dense, exact = (
             next(r for r in found if r["mode"] == mode and r["synthetic"]["activation_sparsity"] == sparsity)
             for mode in ("dense", "exact")
         )
         low, high = exact["dense_ratio_95"]
         lines.append(
-            f"| {name} | {exact['activation_sparsity']:.0%} | {_speed(dense)} | {_speed(exact)} | "
-            f"{exact['dense_ratio']:.2f} ({low:.2f}-{high:.2f}) | {exact['fraction_of_floor']:.0%} |"
+            f"| {name} | {weights} | {exact['activation_sparsity']:.0%} | {_speed(dense)} | {_speed(exact)} | "
+            f"{exact['dense_ratio']:.2f} ({low:.2f}-{high:.2f}) | "
+            f"{dense['fraction_of_floor']:.0%}, {exact['fraction_of_floor']:.0%} |"
         )
     return "\n".join(lines)
 

@@ -6,8 +6,8 @@ from ..config import ModelConfig
 from ..errors import UserError
 from ..plan import MODES, LayerPlan, Plan, fingerprint
 
-# "bundled" makes an exact token 2 % faster in bf16, 1 % in int8 and no faster in int4, but a dense one 5 to 15 % slower in
-# int8 and int4: docs/performance.md. A plan may still ask for it.
+# "bundled" makes an exact token 2 % faster in bf16, 1 % in int8 and no faster in int4, but a dense one 5 to 15 % slower
+# in int8 and int4: docs/performance.md. A plan may still ask for it.
 LAYOUT = "rows"
 
 
