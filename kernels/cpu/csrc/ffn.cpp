@@ -64,6 +64,10 @@ Activation read_activation(const char* op, int64_t kind, double threshold, bool 
   return {kind, static_cast<float>(threshold), on_up};
 }
 
+// Whether rows of open neurons are asked for one by one, as the gate opens. Where they are many, they are prefetched in the
+// order of their use like those of a dense FFN: asked for at once, they would hold up the gate (0 % zeros: 25 % slower).
+bool are_few(int64_t open, int64_t scanned) { return open * 4 <= scanned + 16; }
+
 int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate, const Activation& activation,
                   int64_t begin, int64_t end, bool all, const Course& course, const Matrix* up, const Matrix* down,
                   int32_t* ids, float* value) {
@@ -78,7 +82,7 @@ int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate,
       bool open = all;
       for (int64_t t = 0; t < x.tokens; ++t) open |= activation.opens(g[i * x.tokens + t]);
       if (!open) continue;
-      if (up != nullptr) {
+      if (up != nullptr && are_few(n, first + i - begin)) {
         request(*up, first + i);
         request(*down, first + i);
       }
@@ -211,7 +215,15 @@ void add_chunks(const Glu& glu, const Input& x, Partials& partials, const Upcomi
                                 glu.dense ? nullptr : &glu.up, glu.dense ? nullptr : &glu.down, ids + begin, value + at);
     if (n > 0) {
       const Listed listed{ids + begin, n, value + at, x.tokens, 1};
-      partials.count(chunk, ffn.add(listed, course, size, product + at, live + begin, partials.clear(chunk)));
+      int64_t start = size;
+      if (!glu.dense && !are_few(n, size)) {
+        start = 0;
+        course = Course();
+        course.add(glu.up, listed.ids, n);
+        course.add(glu.down, listed.ids, n);
+        course.add(glu.gate, chunks.begin(seat.then), chunks.end(seat.then) - chunks.begin(seat.then));
+      }
+      partials.count(chunk, ffn.add(listed, course, start, product + at, live + begin, partials.clear(chunk)));
     }
     upcoming.request(chunk, seat);
   });
