@@ -71,6 +71,8 @@ def quantize(matrix: Tensor, fmt: str, out: Tensor | None = None) -> Tensor:
     """
     if fmt not in GROUP:
         raise ValueError(f"quantize: format is {fmt!r}; supported are {', '.join(GROUP)}")
+    if matrix.dim() != 2:
+        raise ValueError(f"quantize: matrix must be [rows, columns], got shape {tuple(matrix.shape)}")
     rows, columns = matrix.shape
     if out is None:
         out = empty(fmt, rows, columns, matrix.device)
@@ -89,15 +91,17 @@ def dequantize(codes: Tensor, columns: int, dtype: torch.dtype = torch.float32) 
     Args:
         codes: [rows, row_bytes], int8 or uint8.
         columns: of the matrix.
-        dtype: of the result; a value has up to 15 significant bits, so fp32 holds it and bf16 rounds it.
+        dtype: of the result, float32 or bfloat16; a value has up to 15 significant bits, which bf16 rounds.
 
     Returns:
         [rows, columns].
 
     Raises:
-        ValueError: the dtype is no packed format, or its rows are not as long as `columns` makes them.
+        ValueError: codes is no packed format, its rows are not as long as `columns` makes them, or another dtype.
     """
     check_packed("dequantize", "codes", codes, columns)
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"dequantize: dtype must be float32 or bfloat16, got {dtype}; convert the result")
     out = torch.empty(codes.shape[0], columns, dtype=dtype, device=codes.device)
     torch.ops.prosparse.dequantize(codes, out)
     return out

@@ -75,7 +75,7 @@ class Weight:
         return self.codes.shape[1] * self.codes.element_size()
 
     def values(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[rows, columns] in a float dtype, for what is no kernel's business."""
+        """[rows, columns] in float32 or bfloat16, or in any float dtype where it is not packed."""
         if self.packed_columns is None:
             return self.codes.to(dtype)
         return quant.dequantize(self.codes, self.packed_columns, dtype)

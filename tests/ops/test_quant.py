@@ -154,3 +154,10 @@ def test_names_what_does_not_fit():
 def test_opcheck(backend, fmt, dtype):
     codes = quantize(torch.randn(5, 40, generator=torch.Generator().manual_seed(0)), fmt)
     torch.library.opcheck(torch.ops.prosparse.dequantize, (codes, torch.empty(5, 40, dtype=dtype)))
+
+
+def test_says_which_dtypes_and_shapes_it_takes():
+    with pytest.raises(ValueError, match="dtype must be float32 or bfloat16, got torch.float16"):
+        dequantize(quantize(torch.ones(2, 40), "int8"), 40, torch.float16)
+    with pytest.raises(ValueError, match=r"matrix must be \[rows, columns\], got shape \(40,\)"):
+        quantize(torch.ones(40), "int4")
