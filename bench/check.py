@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -84,8 +84,8 @@ class Lockstep:
             "decode", {mode: block.decode(residual, new_tally(residual.device)) for mode, block in self.blocks.items()}
         )
 
-    def bytes_read(self, steps: int, up_rows: int, down_rows: int) -> int:
-        return sum(block.bytes_read(steps, up_rows, down_rows) for block in self.blocks.values())
+    def bytes_read(self, steps: int, done: Sequence[int]) -> int:
+        return sum(block.bytes_read(steps, done) for block in self.blocks.values())
 
     def glu(self) -> None:
         """Several FFNs at once are no plain one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +22,12 @@ class ActiveNeurons:
     index: Tensor
     count: Tensor
     value: Tensor | None = None
+
+
+def compact(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Index [neurons] and count [1] of the neurons that are chosen, [neurons] bool, without a host sync."""
+    neurons = chosen.shape[0]
+    slot = torch.where(chosen, chosen.cumsum(0) - 1, neurons)  # the others go to a spare slot behind the list
+    ids = torch.arange(neurons, dtype=torch.int32, device=chosen.device)
+    index = torch.zeros(neurons + 1, dtype=torch.int32, device=chosen.device).scatter_(0, slot, ids)[:neurons]
+    return index.clone(), chosen.sum(dtype=torch.int32).view(1)

@@ -113,7 +113,7 @@ class DecodeLayers:
             keys, values: the cache, [layers, slots, kv_heads, context, head_dim]; the new tokens' are written.
             cos, sin: angles of the new tokens, [tokens, head_dim / 2] float32.
             slots, starts: of each sequence, its place in the cache and how many tokens it has there.
-            tally: [layers, 3] int64, see `kernels.tally`; what each FFN did is added.
+            tally: [layers, 4] int64, see `kernels.tally`; what each FFN did is added.
 
         Returns:
             The residual after the last layer, [tokens, hidden] float32.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation, gate_value, is_active
-from .active import ActiveNeurons
+from .active import ActiveNeurons, compact
 from .checks import check_input, check_shape
 from .library import register
 from .quant import as_matrix
@@ -50,13 +50,8 @@ def check_makes_zeros(op: str, activation: Activation) -> None:
 def gate_select_reference(x: Tensor, gate: Tensor, kind: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     """The meaning of the op, in plain PyTorch, without a host sync."""
     g = torch.nn.functional.linear(x.float(), as_matrix(gate, x.shape[1]))
-    opened = is_active(g, kind, threshold).any(dim=0)
-    neurons = gate.shape[0]
-    slot = torch.where(opened, opened.cumsum(0) - 1, neurons)  # closed neurons go to a spare slot behind the list
-    ids = torch.arange(neurons, dtype=torch.int32, device=x.device)
-    index = torch.zeros(neurons + 1, dtype=torch.int32, device=x.device).scatter_(0, slot, ids)[:neurons]
-    value = gate_value(g, kind, threshold)[:, index.long()]
-    return index.clone(), opened.sum(dtype=torch.int32).view(1), value
+    index, count = compact(is_active(g, kind, threshold).any(dim=0))
+    return index, count, gate_value(g, kind, threshold)[:, index.long()]
 
 
 def _fake(x: Tensor, gate: Tensor, kind: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,7 +31,7 @@ def glu_active(
         down: down projection with one neuron per row, [neurons, hidden].
         active: from `gate_select`, with value.
         activation: decides whether up is rectified as well (dReLU).
-        tally: [3] int64 counters on x's device, see `kernels.tally`; what this call did is added.
+        tally: [4] int64 counters on x's device, see `kernels.tally`; what this call did is added.
 
     Returns:
         [tokens, hidden], dtype of x, accumulated in fp32 in ascending order of neurons.
@@ -72,16 +72,8 @@ def glu_active_reference(
     x: Tensor, up: Tensor, down: Tensor, index: Tensor, count: Tensor, value: Tensor, on_up: bool, tally: Tensor
 ) -> Tensor:
     """The meaning of the op, in plain PyTorch. Syncs with the host to read `count`."""
-    n = int(count)
-    if not 0 <= n <= index.numel():
-        raise RuntimeError(f"glu_active: count is {n} but the list has capacity {index.numel()}; select again")
-    rows = index[:n].long()
-    if n and not (0 <= int(rows.min()) and int(rows.max()) < up.shape[0]):
-        raise RuntimeError(
-            f"glu_active: index holds {int(rows.min())}..{int(rows.max())} but there are {up.shape[0]} neurons"
-        )
-    if bool((rows[1:] <= rows[:-1]).any()):
-        raise RuntimeError("glu_active: index must ascend; sort the list")
+    rows = check_list("glu_active", index, count, up.shape[0])
+    n = rows.numel()
     u = up_value(torch.nn.functional.linear(x.float(), as_matrix(up[rows], x.shape[1])), on_up)
     h = weigh(value[:, :n], u)
     nonzero = h != 0
@@ -89,6 +81,19 @@ def glu_active_reference(
     tally[DOWN_ROWS] += nonzero.any(dim=0).sum()
     tally[NONZERO] += nonzero.sum()
     return (h @ as_matrix(down[rows], x.shape[1])).to(x.dtype)
+
+
+def check_list(op: str, index: Tensor, count: Tensor, neurons: int) -> Tensor:
+    """The ids of a list, [count] int64. Raises RuntimeError unless they are in range and ascend."""
+    n = int(count)
+    if not 0 <= n <= index.numel():
+        raise RuntimeError(f"{op}: count is {n} but the list has capacity {index.numel()}; select again")
+    rows = index[:n].long()
+    if n and not (0 <= int(rows.min()) and int(rows.max()) < neurons):
+        raise RuntimeError(f"{op}: index holds {int(rows.min())}..{int(rows.max())} but there are {neurons} neurons")
+    if bool((rows[1:] <= rows[:-1]).any()):
+        raise RuntimeError(f"{op}: index must ascend; sort the list")
+    return rows
 
 
 def weigh(value: Tensor, up: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def glu_exact(x: Tensor, gate: Weight, up: Weight, down: Weight, activation: Act
         x: normed input of the FFN, [tokens, hidden] fp32 | fp16 | bf16, 1 to 16 tokens.
         gate, up, down: [neurons, hidden] each, one format; down has one neuron per row.
         activation: any that makes zeros.
-        tally: [3] int64 counters on x's device, see `kernels.tally`; what this call did is added.
+        tally: [4] int64 counters on x's device, see `kernels.tally`; what this call did is added.
 
     Returns:
         [tokens, hidden], dtype of x, accumulated in fp32.

@@ -1,8 +1,9 @@
-"""What an FFN op did, counted where it ran: [3] int64, added to by every call and read by the host when it likes.
+"""What an FFN op did, counted where it ran: [4] int64, added to by every call and read by the host when it likes.
 
 UP_ROWS     rows of up that were read       (the neurons listed: the union over a step's tokens)
 DOWN_ROWS   rows of down that were read     (fewer where the product h is zero for every token, as dReLU makes it)
 NONZERO     products h that are not zero, summed over tokens: from these comes the activation sparsity
+PREDICTED   rows of the gate that were read since a predictor named them; 0 where the whole gate is read
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-UP_ROWS, DOWN_ROWS, NONZERO = range(3)
-SIZE = 3
+UP_ROWS, DOWN_ROWS, NONZERO, PREDICTED = range(4)
+SIZE = 4
 
 
 def new_tally(device: torch.device | str, *leading: int) -> Tensor:
-    """Zeroed counters, [*leading, 3] int64."""
+    """Zeroed counters, [*leading, 4] int64."""
     return torch.zeros(*leading, SIZE, dtype=torch.int64, device=device)

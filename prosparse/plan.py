@@ -17,7 +17,8 @@ from prosparse.kernels.weight import LAYOUTS
 from .config import ModelConfig
 from .errors import MissingFileError, UserError
 
-MODES = ("dense", "exact")
+UNPREDICTED = ("dense", "exact")
+MODES = (*UNPREDICTED, "predicted")
 SCHEMA_VERSION = 1
 
 
@@ -71,8 +72,10 @@ class Plan:
 
     @property
     def mode(self) -> str:
-        """The mode of all layers, or "mixed"."""
+        """The mode of all layers; "predicted" where some are that and the others exact; else "mixed"."""
         modes = {layer.mode for layer in self.layers}
+        if modes == {"exact", "predicted"}:
+            return "predicted"
         return modes.pop() if len(modes) == 1 else "mixed"
 
     def to_json(self) -> str:

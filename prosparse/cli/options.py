@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-LOADING = ("mode", "weights", "lm_head", "device", "threads", "context", "fatrelu_threshold", "plan")
+LOADING = ("mode", "weights", "lm_head", "device", "threads", "context", "fatrelu_threshold", "plan", "predictor")
 SAMPLING = (
     "max_new_tokens",
     "temperature",
@@ -32,7 +32,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mode",
         default="auto",
-        help="auto, dense or exact (default: exact where the activation makes zeros, else dense)",
+        help="auto, dense, exact or predicted (default: exact where the activation makes zeros, else dense)",
     )
     add_formats(group, "default: as stored; fp32 is held as bf16")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: cuda where there is one)")
@@ -40,6 +40,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and text together")
     group.add_argument("--fatrelu-threshold", type=float, metavar="T", help="run the gate with FATReLU at T; 0 is ReLU")
     group.add_argument("--plan", metavar="FILE", help="how each layer runs, from a plan file")
+    group.add_argument("--predictor", metavar="FILE", help="guess the active neurons, with a predictor from a file")
 
 
 def add_formats(group: argparse._ActionsContainer, default: str) -> None:

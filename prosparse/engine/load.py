@@ -12,12 +12,14 @@ from .. import machine
 from ..config import ModelConfig, SamplingParams
 from ..errors import UserError
 from ..model.attention import Attention
-from ..model.decoder import Decoder
+from ..model.decoder import FFN, Decoder
 from ..placement import choose
-from ..plan import Plan
-from ..sparsity import DenseFFN, ExactFFN
+from ..plan import Plan, fingerprint
+from ..sparsity import DenseFFN, ExactFFN, PredictedFFN, Selector
 from ..weights import Checkpoint, ModelWeights, load_weights, resolve_model
 from ..weights.names import check_names
+from ..weights.neuron_profile import content_key
+from ..weights.predictor import LayerPredictor, Predictor
 from .engine import Engine
 from .tokenizer import Tokenizer
 
@@ -26,6 +28,7 @@ log = logging.getLogger("prosparse")
 EMBEDDED_MODEL = Path(__file__).parent.parent / "assets" / "relu-llama-14m"
 DEFAULT_CONTEXT = 4096  # tokens; models made for more must be asked for more, since the cache grows with it
 FFN_OF_MODE = {"dense": DenseFFN, "exact": ExactFFN}
+PREDICTOR_FILE = "predictor.safetensors"  # in the folder of a model: what mode predicted uses if nothing else is named
 
 
 def load(
@@ -40,13 +43,15 @@ def load(
     context: int | None = None,
     fatrelu_threshold: float | None = None,
     plan: Plan | str | Path | None = None,
+    predictor: Predictor | str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Load a model and make it ready to run.
 
     Args:
         model: a folder in Hugging Face format with safetensors, or a hub id; None is the embedded model.
-        mode: "auto" is exact where the activation makes zeros, else dense; "dense" or "exact".
+        mode: "auto" is predicted where a predictor is given, exact where the activation makes zeros, else dense; or
+            "dense", "exact" or "predicted".
         weights: "auto" is as stored, with fp32 held as bf16; "fp32", "fp16", "bf16", "int8" or "int4".
         device: "auto", "cpu" or "cuda".
         lm_head: format of lm_head, and of the embedding where that is the same table; "auto" is as stored in a
@@ -57,6 +62,7 @@ def load(
             `DEFAULT_CONTEXT`.
         fatrelu_threshold: run the gate with FATReLU at this threshold instead of what the config says; 0 is ReLU.
         plan: a Plan or its file; None makes one from `mode`.
+        predictor: a Predictor or its file, for mode predicted; None is the `predictor.safetensors` of the folder.
         progress: called with (bytes done, bytes in all) while weights are read.
 
     Raises:
@@ -78,13 +84,14 @@ def load(
     # weights, before anything is made to the sizes of a config that may be wrong.
     checkpoint = Checkpoint(folder)
     check_names(checkpoint, config)
-    chosen = _plan(plan, config, mode)
+    predictor = _predictor(predictor, folder, mode, plan)
+    chosen = _plan(plan, config, mode, predictor)
     tokenizer, model_sampling = Tokenizer.load(folder, config), SamplingParams.from_hf(folder)
     layouts = [layer.layout for layer in chosen.layers]
     tensors = load_weights(
         checkpoint, config, dtype or weights, torch_device, progress, lm_head=lm_head, layouts=layouts
     )
-    decoder = assemble(config, tensors, chosen, context)
+    decoder = assemble(config, tensors, chosen, context, predictor)
     fmt, head = tensors.layers[0].gate.format, tensors.lm_head.format
     held = fmt if head == fmt else f"{fmt} (lm_head {head})"
     log.info("%s: %s weights, mode %s (%s)", name, held, chosen.mode, chosen.reason)
@@ -92,27 +99,59 @@ def load(
     return Engine(decoder, tokenizer, chosen, model_sampling, kv_dtype)
 
 
-def assemble(config: ModelConfig, tensors: ModelWeights, plan: Plan, context: int) -> Decoder:
-    """A decoder over weights in memory, with the FFN blocks that the plan names."""
-    blocks = []
+def assemble(
+    config: ModelConfig, tensors: ModelWeights, plan: Plan, context: int, predictor: Predictor | None = None
+) -> Decoder:
+    """A decoder over weights in memory, with the FFN blocks that the plan names.
+
+    Raises:
+        UserError: the plan has predicted layers for which there is no predictor, or it is of another model.
+    """
+    if predictor is not None:
+        norms = [norm for own in tensors.layers for norm in (own.attention_norm, own.ffn_norm)]
+        content = content_key([*norms, tensors.final_norm])
+        predictor.check_fits(fingerprint(config), content, config.layers, config.neurons, config.hidden)
+    blocks: list[tuple[Attention, FFN]] = []
     for layer, (own, how) in enumerate(zip(tensors.layers, plan.layers, strict=True)):
         attention = Attention(config, layer, own.attention_norm, own.qkv, own.qkv_bias, own.o)
-        ffn = FFN_OF_MODE[how.mode](
-            own.ffn_norm, config.norm_eps, own.gate, own.up, own.down, config.activation, config.residual_scale
-        )
-        blocks.append((attention, ffn))
+        parts = (own.ffn_norm, config.norm_eps, own.gate, own.up, own.down, config.activation, config.residual_scale)
+        if how.mode == "predicted":
+            selector = Selector(_of_layer(predictor, layer), own.gate)
+            blocks.append((attention, PredictedFFN(*parts, selector=selector)))
+        else:
+            blocks.append((attention, FFN_OF_MODE[how.mode](*parts)))
     return Decoder(config, tensors.embed, blocks, tensors.final_norm, tensors.lm_head, context)
 
 
-def _plan(plan: Plan | str | Path | None, config: ModelConfig, mode: str) -> Plan:
+def _of_layer(predictor: Predictor | None, layer: int) -> LayerPredictor:
+    own = None if predictor is None else predictor.layers[layer]
+    if own is None:
+        raise UserError(
+            f"plan: layer {layer} is predicted, but there is no predictor for it; pass one, or make it exact"
+        )
+    return own
+
+
+def _predictor(
+    given: Predictor | str | Path | None, folder: Path, mode: str, plan: Plan | str | Path | None
+) -> Predictor | None:
+    if isinstance(given, Predictor):
+        return given
+    if given is not None:
+        return Predictor.load(given)
+    wanted = mode == "predicted" or plan is not None
+    return Predictor.load(folder / PREDICTOR_FILE) if wanted and (folder / PREDICTOR_FILE).is_file() else None
+
+
+def _plan(plan: Plan | str | Path | None, config: ModelConfig, mode: str, predictor: Predictor | None) -> Plan:
     if plan is None:
-        return choose(config, mode)
+        return choose(config, mode, predictor)
     if mode != "auto":
         raise UserError(f"load: a plan already says how each layer runs, but mode {mode!r} was given too; pass one")
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     chosen.check_fits(config)
-    if any(layer.mode == "exact" for layer in chosen.layers) and not config.activation.makes_zeros:
-        raise UserError(f"plan: has exact layers, but {config.activation} makes no exact zeros; make a dense plan")
+    if any(layer.mode != "dense" for layer in chosen.layers) and not config.activation.makes_zeros:
+        raise UserError(f"plan: has sparse layers, but {config.activation} makes no exact zeros; make a dense plan")
     return chosen
 
 

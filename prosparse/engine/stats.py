@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prosparse.kernels.tally import DOWN_ROWS, NONZERO, UP_ROWS
+from prosparse.kernels.tally import NONZERO
 
 from .. import machine
 from ..model.decoder import Decoder
@@ -40,7 +40,7 @@ def bytes_per_token(session: Session, decoder: Decoder) -> int | None:
     ffns = 0
     for (attention, ffn), done in zip(decoder.blocks, session.tally.tolist(), strict=True):
         per_step += attention.qkv.nbytes + attention.o.nbytes
-        ffns += ffn.bytes_read(session.steps, done[UP_ROWS], done[DOWN_ROWS])
+        ffns += ffn.bytes_read(session.steps, done)
     keys = session.cache.keys
     position = 2 * keys.shape[0] * keys.shape[2] * keys.shape[4] * keys.element_size()
     total = session.steps * per_step + ffns + session.positions_read * position

@@ -13,7 +13,7 @@ from prosparse.kernels.tally import NONZERO
 
 from .. import machine
 from ..errors import UnsupportedError, UserError
-from ..plan import MODES
+from ..plan import UNPREDICTED
 from .find import Found, Site, find_glus
 from .glu import AcceleratedGLU, install, uninstall, weights_of
 
@@ -41,8 +41,8 @@ def accelerate(model: Model, mode: str = "auto") -> Model:
         UnsupportedError: a mode other than auto, and no gated FFN that prosparse runs.
         Any error leaves the model as it was.
     """
-    if mode not in ("auto", *MODES):
-        raise UserError(f"accelerate: mode is {mode!r}; supported are auto, {', '.join(MODES)}")
+    if mode not in ("auto", *UNPREDICTED):
+        raise UserError(f"accelerate: mode is {mode!r}; supported are auto, {', '.join(UNPREDICTED)}")
     found = find_glus(model)
     sites = choose_sites(type(model).__name__, found, mode)
     undo: list[Callable[[], None]] = []

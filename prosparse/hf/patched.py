@@ -27,7 +27,7 @@ from transformers.models.mistral.modeling_mistral import MistralMLP
 from .. import machine
 from ..config.hf import FAMILIES
 from ..errors import UserError
-from ..plan import MODES
+from ..plan import UNPREDICTED
 from .activation import FATReLU, set_thresholds
 from .bamboo import BambooConfig, BambooForCausalLM, BambooMLP
 from .find import examine
@@ -69,8 +69,8 @@ def patched(mode: str = "auto") -> Iterator[None]:
     Raises:
         UserError: unknown mode; while loading, mode exact for an activation that makes no zeros.
     """
-    if mode not in ("auto", *MODES):
-        raise UserError(f"patched: mode is {mode!r}; supported are auto, {', '.join(MODES)}")
+    if mode not in ("auto", *UNPREDICTED):
+        raise UserError(f"patched: mode is {mode!r}; supported are auto, {', '.join(UNPREDICTED)}")
     order = _Order(mode, Counter())
     with _lock, ExitStack() as undo:
         register()

@@ -31,10 +31,10 @@ class FFN(Protocol):
         """Many tokens of a prompt."""
 
     def decode(self, residual: Tensor, tally: Tensor) -> Tensor:
-        """The few tokens of one step; what was done is added to `tally`, [3] int64."""
+        """The few tokens of one step; what was done is added to `tally`, [4] int64."""
 
-    def bytes_read(self, steps: int, up_rows: int, down_rows: int) -> int:
-        """Bytes of weights that decode steps had to read which tallied these rows."""
+    def bytes_read(self, steps: int, done: Sequence[int]) -> int:
+        """Bytes of weights that decode steps had to read which tallied this."""
 
     def glu(self) -> Glu | None:
         """What `decode` computes, where that is a plain gated FFN: then a kernel may do whole layers in its stead."""
@@ -91,7 +91,7 @@ class Decoder:
         Args:
             token_ids: [len(slots), rows] int64.
             slots, starts: place in the cache and length so far of each sequence.
-            tally: [layers, 3] int64, see `kernels.tally`; what each layer's FFN did is added.
+            tally: [layers, 4] int64, see `kernels.tally`; what each layer's FFN did is added.
 
         Returns:
             final hidden states, [len(slots) * rows, hidden] float32, for `logits`.

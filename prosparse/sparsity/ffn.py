@@ -7,7 +7,7 @@ some token, and a GEMM reads each weight once for all of them. The blocks differ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,9 +20,10 @@ from prosparse.kernels.glu_dense import glu_dense
 from prosparse.kernels.glu_exact import glu_exact
 from prosparse.kernels.linear import gemm_transposed, linear
 from prosparse.kernels.rms_norm import rms_norm
+from prosparse.kernels.tally import DOWN_ROWS, UP_ROWS
 from prosparse.kernels.weight import Weight
 
-View = Callable[[Tensor, Tensor, Tensor], Tensor]
+View = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class GatedFFN(ABC):
@@ -52,38 +53,39 @@ class GatedFFN(ABC):
     def prefill(self, residual: Tensor, view: View | None = None) -> Tensor:
         """Many tokens, dense: [tokens, hidden] float32 to the same. A GEMM rounds the gate to its dtype first.
 
-        `view` sees what a measurement needs: it is called with the normed input, [tokens, hidden], act(gate) and
-        act(gate) * up, [tokens, neurons], and returns what goes into down in place of the last.
+        `view` sees what a measurement needs: it is called with the residual and the normed input, [tokens, hidden],
+        act(gate) and act(gate) * up, [tokens, neurons], and returns what goes into down in place of the last.
         """
         x = self._normed(residual)
         value = gate_value(linear(x, self.gate), self.activation.code, self.activation.threshold)
         h = weigh(value, up_value(linear(x, self.up), self.activation.on_up))
         if view is not None:
-            h = view(x, value, h)
+            h = view(residual, x, value, h)
         return torch.add(residual, gemm_transposed(h, self.down), alpha=self.scale)
 
     def decode(self, residual: Tensor, tally: Tensor) -> Tensor:
-        """One step: [tokens, hidden] float32 to the same; what it did is added to tally, [3] int64."""
+        """One step: [tokens, hidden] float32 to the same; what it did is added to tally, [4] int64."""
         if residual.shape[0] > MAX_ROWS:
             raise ValueError(
                 f"ffn: a decode step takes at most {MAX_ROWS} tokens, got {residual.shape[0]}; prefill them"
             )
-        return torch.add(residual, self._compute(self._normed(residual), tally), alpha=self.scale)
+        return torch.add(residual, self._compute(residual, self._normed(residual), tally), alpha=self.scale)
 
-    def bytes_read(self, steps: int, up_rows: int, down_rows: int) -> int:
-        """Bytes of weights that decode steps had to read which tallied these rows."""
-        return steps * self.gate.nbytes + up_rows * self.up.row_bytes + down_rows * self.down.row_bytes
+    def bytes_read(self, steps: int, done: Sequence[int]) -> int:
+        """Bytes of weights that decode steps had to read which tallied this."""
+        rows = done[UP_ROWS] * self.up.row_bytes + done[DOWN_ROWS] * self.down.row_bytes
+        return steps * self.gate.nbytes + rows
 
     def _normed(self, residual: Tensor) -> Tensor:
         return rms_norm(residual, self.norm, self.norm_eps)
 
     @abstractmethod
-    def glu(self) -> Glu:
-        """What `decode` computes, for an op that does whole layers."""
+    def glu(self) -> Glu | None:
+        """What `decode` computes, for an op that does whole layers; None where that op does not know it."""
 
     @abstractmethod
-    def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
-        """FFN output for normed inputs x, [tokens, hidden]."""
+    def _compute(self, residual: Tensor, x: Tensor, tally: Tensor) -> Tensor:
+        """FFN output for residual and normed input x, [tokens, hidden] each."""
 
 
 class DenseFFN(GatedFFN):
@@ -92,7 +94,7 @@ class DenseFFN(GatedFFN):
     def glu(self) -> Glu:
         return Glu(self.norm, self.gate, self.up, self.down, self.activation, dense=True)
 
-    def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
+    def _compute(self, residual: Tensor, x: Tensor, tally: Tensor) -> Tensor:
         return glu_dense(x, self.gate, self.up, self.down, self.activation, tally)
 
 
@@ -102,5 +104,5 @@ class ExactFFN(GatedFFN):
     def glu(self) -> Glu:
         return Glu(self.norm, self.gate, self.up, self.down, self.activation, dense=False)
 
-    def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
+    def _compute(self, residual: Tensor, x: Tensor, tally: Tensor) -> Tensor:
         return glu_exact(x, self.gate, self.up, self.down, self.activation, tally)

@@ -162,7 +162,7 @@ def test_says_what_is_wrong(compiled):
         step(x, keys[:1], values[:1], angle, angle, (0,), (0,), tally)
     with pytest.raises(RuntimeError, match="cos must hold 8 contiguous"):
         step(x, keys, values, angle[:, :3].contiguous(), angle, (0,), (0,), tally)
-    with pytest.raises(RuntimeError, match=r"tally must be contiguous \[layers, 3\]"):
+    with pytest.raises(RuntimeError, match=r"tally must be contiguous \[layers, 4\]"):
         step(x, keys, values, angle, angle, (0,), (0,), tally[:1])
     with pytest.raises(ValueError, match="all or none must"):
         DecodeLayers([made[0], make(SIZES[0], "bf16", (False, False), bias=True)[0][1]], EPS, 1.0, None)

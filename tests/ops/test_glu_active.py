@@ -88,7 +88,7 @@ def test_a_closed_gate_wins_over_an_overflowed_up(backend):
 def test_tally_counts_nonzero_products_and_adds(backend, weights):
     case = make_case(5, 40, 60, weights)
     active = gate_select(case.x, case.gate, RELU)
-    tally = torch.tensor([10, 100, 1000])
+    tally = torch.tensor([10, 100, 1000, 7])
     run(case, RELU, active, tally)
     ids, value = listed(active)
     assert tally[UP_ROWS] == 10 + ids.numel()
@@ -144,9 +144,9 @@ def test_the_compiled_op_checks_what_it_is_given(compiled):
         ("value", active.value.double(), "value must be a contiguous matrix of float32"),
         ("value", active.value[:, :30], "value must be a contiguous matrix of float32"),
         ("value", active.value[:1], r"value must be \[2, 60\], got \[1, 60\]"),
-        ("tally", torch.zeros(1), "tally must be three int64"),
-        ("tally", torch.zeros(2, dtype=torch.int64), "tally must be three int64, got 2 elements"),
-        ("tally", torch.zeros(6, dtype=torch.int64)[::2], "tally must be contiguous, got stride 2"),
+        ("tally", torch.zeros(1), "tally must be four int64"),
+        ("tally", torch.zeros(2, dtype=torch.int64), "tally must be four int64, got 2 elements"),
+        ("tally", torch.zeros(8, dtype=torch.int64)[::2], "tally must be contiguous, got stride 2"),
         ("down", case.down.codes[:59], "up has 60 neurons but down has 59"),
         ("down", case.down.codes.float(), "up and down must share a dtype"),
         ("down", torch.zeros(60, 144, dtype=torch.int8), "up and down must share a dtype"),

@@ -93,7 +93,7 @@ def test_the_compiled_op_checks_what_it_is_given(compiled):
     codes = [weight.codes for weight in case.weights]
     with pytest.raises(RuntimeError, match=r"^glu_dense: activation code -1 is not known"):
         torch.ops.prosparse.glu_dense(case.x, *codes, -1, 0.0, False, new_tally("cpu"))
-    with pytest.raises(RuntimeError, match="^glu_dense: tally must be three int64"):
+    with pytest.raises(RuntimeError, match="^glu_dense: tally must be four int64"):
         torch.ops.prosparse.glu_dense(case.x, *codes, 0, 0.0, False, torch.zeros(1))
     codes[1] = torch.zeros(60, 31, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="^glu_dense: rows of up have 31 bytes, but 40 columns of int4 make 48"):

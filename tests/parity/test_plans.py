@@ -74,7 +74,7 @@ def test_a_plan_must_fit(folder: Path, engine: Engine, tmp_path: Path) -> None:
         prosparse.load(folder, mode="exact", plan=plan)
     silu = make_model(tmp_path / "silu", hidden_act="silu")
     config = prosparse.ModelConfig.from_hf(silu)
-    with pytest.raises(UserError, match="has exact layers, but silu makes no exact zeros"):
+    with pytest.raises(UserError, match="has sparse layers, but silu makes no exact zeros"):
         prosparse.load(silu, plan=Plan(fingerprint(config), (LayerPlan("exact"),) * 2, ""))
     with pytest.raises(MissingFileError, match="cannot read the plan"):
         prosparse.load(folder, plan=tmp_path / "none.json")

@@ -167,9 +167,9 @@ Tensor decode_layers(const Tensor& residual, std::vector<Tensor> weights, std::v
     require(0 <= slots[s] && slots[s] < k.slots && 0 <= starts[s] && starts[s] + rows <= k.context, kOp, ": slot ",
             slots[s], " at ", starts[s], " with ", rows, " rows is outside a cache of ", k.slots, " slots of ",
             k.context);
-  require(tally.is_cpu() && tally.is_contiguous() && tally.dim() == 2 && tally.size(0) == layers && tally.size(1) == 3 &&
+  require(tally.is_cpu() && tally.is_contiguous() && tally.dim() == 2 && tally.size(0) == layers && tally.size(1) == 4 &&
               tally.scalar_type() == torch::headeronly::ScalarType::Long,
-          kOp, ": tally must be contiguous [layers, 3] int64");
+          kOp, ": tally must be contiguous [layers, 4] int64");
   const Sequences where{slots, starts, rows, read_floats("cos", cos, tokens * k.head_dim / 2),
                         read_floats("sin", sin, tokens * k.head_dim / 2)};
   const Activation activation = read_activation(kOp, kind, threshold, on_up);
@@ -186,7 +186,7 @@ Tensor decode_layers(const Tensor& residual, std::vector<Tensor> weights, std::v
     const Layer& own = network[layer];
     attention(step, own, k, v, layer, where, window);
     const Upcoming next = layer + 1 < layers ? Pieces::upcoming(network[layer + 1].qkv) : Upcoming{};
-    run_glu(own.glu, step.normed(own.ffn_norm, own.glu.gate.format), counts + layer * 3,
+    run_glu(own.glu, step.normed(own.ffn_norm, own.glu.gate.format), counts + layer * 4,
             [&](int64_t t, int64_t begin, int64_t n, const float* y) { step.add(t, begin, n, y); }, next);
   }
   return out;

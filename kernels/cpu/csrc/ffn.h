@@ -59,7 +59,7 @@ int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate,
 
 // What was done, in the order of kernels/tally.py.
 struct Tally {
-  int64_t up_rows = 0, down_rows = 0, nonzero = 0;
+  int64_t up_rows = 0, down_rows = 0, nonzero = 0, predicted = 0;
 };
 
 struct Ffn {
@@ -101,6 +101,7 @@ class Partials {
       tally[0] += counts_[chunk].up_rows;
       tally[1] += counts_[chunk].down_rows;
       tally[2] += counts_[chunk].nonzero;
+      tally[3] += counts_[chunk].predicted;
     }
   }
 

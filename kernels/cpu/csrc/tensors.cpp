@@ -119,7 +119,7 @@ const float* read_float_matrix(const char* op, const char* name, const Tensor& t
 
 int64_t* read_tally(const char* op, const Tensor& tally) {
   require_cpu(op, "tally", tally);
-  require(tally.scalar_type() == ScalarType::Long && tally.numel() == 3, op, ": tally must be three int64, got ",
+  require(tally.scalar_type() == ScalarType::Long && tally.numel() == 4, op, ": tally must be four int64, got ",
           tally.numel(), " elements of dtype code ", static_cast<int>(tally.scalar_type()),
           "; make it with kernels.tally.new_tally");
   require(tally.is_contiguous(), op, ": tally must be contiguous, got stride ", tally.stride(tally.dim() - 1));

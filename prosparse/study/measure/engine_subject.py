@@ -33,7 +33,7 @@ class WatchedFFN:
     def prefill(self, residual: Tensor) -> Tensor:
         return self._ffn.prefill(residual, self._view)
 
-    def _view(self, x: Tensor, value: Tensor, h: Tensor) -> Tensor:
+    def _view(self, residual: Tensor, x: Tensor, value: Tensor, h: Tensor) -> Tensor:
         changed = self._look(self._layer, x[None], value[None], h[None])
         return h if changed is None else changed[0]
 
