@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prosparse.kernels.decode_layers import Glu
 from prosparse.kernels.gate_select import gate_select
 from prosparse.kernels.glu_predicted import glu_predicted
 from prosparse.kernels.tally import PREDICTED
@@ -30,8 +31,8 @@ class PredictedFFN(GatedFFN):
         super().__init__(*others)
         self.selector = selector
 
-    def glu(self) -> None:
-        """No plain gated FFN."""
+    def glu(self) -> Glu:
+        return Glu(self.norm, self.gate, self.up, self.down, self.activation, False, self.selector.guess)
 
     def audit(self, residual: Tensor) -> tuple[int, int]:
         """How many neurons are active for a step's tokens, [tokens, hidden], and how many of them are predicted."""

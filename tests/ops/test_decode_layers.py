@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,10 +12,13 @@ from prosparse.kernels.attend import attend
 from prosparse.kernels.decode_layers import DecodeLayers, Glu, Layer
 from prosparse.kernels.glu_dense import glu_dense
 from prosparse.kernels.glu_exact import glu_exact
+from prosparse.kernels.glu_predicted import glu_predicted
+from prosparse.kernels.guess import Guess
 from prosparse.kernels.linear import linear
+from prosparse.kernels.predict_select import pack_signs
 from prosparse.kernels.rms_norm import rms_norm
 from prosparse.kernels.rotary_store import rotary_store
-from prosparse.kernels.tally import new_tally
+from prosparse.kernels.tally import PREDICTED, new_tally
 from prosparse.kernels.weight import in_format
 
 FORMATS = ["fp32", "bf16", "int8", "int4"]
@@ -22,7 +27,7 @@ EPS = 1e-5
 SIZES = [(64, 4, 2, 16, 96), (132, 6, 3, 10, 77), (33, 2, 2, 18, 50)]
 
 
-def make(sizes, fmt, dense, bias=False, layers=2, activation=None, context=12, slots=3):
+def make(sizes, fmt, dense, bias=False, layers=2, activation=None, context=12, slots=3, guess=None):
     """Layers of random weights, and a cache whose positions hold random keys and values."""
     hidden, heads, kv_heads, head_dim, neurons = sizes
     rng = torch.Generator().manual_seed(0)
@@ -41,6 +46,8 @@ def make(sizes, fmt, dense, bias=False, layers=2, activation=None, context=12, s
             activation or Activation("relu"),
             dense=dense[i],
         )
+        if guess is not None and not dense[i]:
+            ffn = replace(ffn, guess=guess(ffn.gate, rng))
         made.append(
             Layer(
                 torch.rand(hidden, generator=rng),
@@ -68,8 +75,13 @@ def parts(residual, made, scale, window, keys, values, cos, sin, slots, starts, 
             attended.append(attend(q, k, v, start, window))
         residual = torch.add(residual, linear(torch.cat(attended), layer.o), alpha=scale)
         ffn = layer.ffn
-        glu = glu_dense if ffn.dense else glu_exact
-        y = glu(rms_norm(residual, ffn.norm, EPS), ffn.gate, ffn.up, ffn.down, ffn.activation, tally[i])
+        x = rms_norm(residual, ffn.norm, EPS)
+        if ffn.guess is not None:
+            listed = ffn.guess.select(residual, x)
+            y = glu_predicted(x, ffn.gate, ffn.up, ffn.down, listed, ffn.activation, tally[i])
+        else:
+            glu = glu_dense if ffn.dense else glu_exact
+            y = glu(x, ffn.gate, ffn.up, ffn.down, ffn.activation, tally[i])
         residual = torch.add(residual, y, alpha=scale)
     return residual
 
@@ -117,15 +129,60 @@ def test_activations(compiled, activation):
     assert_same_bits(run(SIZES[0], "int8", (False, False), slots=(0,), starts=(0,), activation=activation))
 
 
+def signs(gate, rng):
+    return Guess(torch.zeros(gate.shape[0]), pack_signs(gate.values()))
+
+
+def low_bit(gate, rng):
+    return Guess(torch.full((gate.shape[0],), 0.1), in_format(gate.values(), "int4"))
+
+
+def low_rank(relu, un_normed, fmt):
+    def make_guess(gate, rng):
+        neurons, hidden = gate.shape
+        first = in_format(torch.randn(20, hidden, generator=rng), fmt)
+        second = in_format(torch.randn(neurons, 20, generator=rng), fmt)
+        return Guess(torch.zeros(neurons), second, first, relu, un_normed)
+
+    return make_guess
+
+
+GUESSES = {
+    "signs": signs,
+    "low_bit": low_bit,
+    "low_rank": low_rank(False, False, "bf16"),
+    "mlp": low_rank(True, False, "int8"),
+    "mlp_of_residual": low_rank(True, True, "fp32"),
+}
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("guess", GUESSES)
+def test_predicted_layers_have_the_bits_of_their_parts(compiled, sizes, fmt, guess):
+    results = run(sizes, fmt, (False, False), slots=(1, 0), starts=(7, 2), rows=2, guess=GUESSES[guess])
+    assert_same_bits(results)
+    predicted = results[0][3][:, PREDICTED]
+    assert bool((0 < predicted).all()) and bool((predicted <= sizes[4]).all())
+
+
+def test_exact_and_dense_layers_among_predicted_ones(compiled):
+    results = run(SIZES[0], "bf16", (False, True), slots=(1,), starts=(7,), guess=low_rank(True, True, "int4"))
+    assert_same_bits(results)
+    assert results[0][3][1, PREDICTED] == 0
+
+
 def test_the_scale_of_the_add(compiled):
     """PyTorch may add with one rounding or with two."""
     ours, theirs = run(SIZES[1], "bf16", (False, False), slots=(1,), starts=(7,), scale=0.3)
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("guess", [None, *GUESSES])
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_every_backend_agrees(backend, fmt):
-    ours, theirs = run(SIZES[1], fmt, (False, True), slots=(2, 0), starts=(3, 8), rows=2, bias=True)
+def test_every_backend_agrees(backend, fmt, guess):
+    how = {"slots": (2, 0), "starts": (3, 8), "rows": 2, "bias": True, "guess": GUESSES.get(guess)}
+    ours, theirs = run(SIZES[1], fmt, (False, True), **how)
     torch.testing.assert_close(ours[0], theirs[0], rtol=2e-3, atol=2e-3)
     assert torch.equal(ours[3], theirs[3])
 

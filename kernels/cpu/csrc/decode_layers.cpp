@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "attend.h"
@@ -67,6 +68,17 @@ struct Step {
     return padded(data, hidden, stride, format);
   }
 
+  // The residual itself, for a guess that is made from it.
+  Input raw() const {
+    const int64_t stride = round_up(hidden, kBlockColumns);
+    float* data = workspace().residual.at_least(tokens * stride);
+    for (int64_t t = 0; t < tokens; ++t) {
+      std::memcpy(data + t * stride, residual + t * hidden, hidden * sizeof(float));
+      std::memset(data + t * stride + hidden, 0, (stride - hidden) * sizeof(float));
+    }
+    return padded(data, hidden, stride, kFp32);
+  }
+
   Input padded(const float* data, int64_t columns, int64_t stride, Format format) const {
     Input x{data, tokens, columns, stride, kFp32, reinterpret_cast<const char*>(data),
             stride * static_cast<int64_t>(sizeof(float))};
@@ -95,8 +107,9 @@ struct Layer {
   const float *norm, *bias, *ffn_norm;
   Matrix qkv, o;
   Glu glu;
+  Guess guess;
 
-  Layer(const Tensor* own, const Tensor* qkv_bias, int64_t hidden, const Cache& cache, const Activation& activation,
+  Layer(const Tensor* own, const Tensor* qkv_bias, int64_t guess_code, const Tensor* guess_tensors, int64_t hidden, const Cache& cache, const Activation& activation,
         bool dense)
       : norm(read_floats("attention norm", own[0], hidden)),
         bias(nullptr),
@@ -109,7 +122,9 @@ struct Layer {
             " rows, which does not fit the cache");
     require(o.rows == hidden, kOp, ": o has ", o.rows, " rows, hidden is ", hidden);
     if (qkv_bias != nullptr) bias = read_floats("bias", *qkv_bias, qkv.rows);
+    if (guess_code != 0) guess = read_guess(kOp, guess_code, guess_tensors, glu.gate.rows, hidden);
   }
+  Upcoming upcoming() const { return guess.code != 0 ? guess.upcoming() : Glu::upcoming(glu.gate); }
 };
 
 void attention(const Step& step, const Layer& own, const Cache& keys, const Cache& values, int64_t layer,
@@ -141,11 +156,11 @@ void attention(const Step& step, const Layer& own, const Cache& keys, const Cach
     std::memset(attended + t * stride + columns, 0, (stride - columns) * sizeof(float));
   multiply(step.padded(attended, columns, stride, o.format), o,
            [&](int64_t t, int64_t begin, int64_t n, const float* y) { step.add(t, begin, n, y); },
-           Glu::upcoming(own.glu.gate));
+           own.upcoming());
 }
 
 Tensor decode_layers(const Tensor& residual, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                     std::vector<int64_t> dense, const Tensor& keys, const Tensor& values, const Tensor& cos,
+                     std::vector<Tensor> guess_tensors, std::vector<int64_t> guesses, std::vector<int64_t> dense, const Tensor& keys, const Tensor& values, const Tensor& cos,
                      const Tensor& sin, std::vector<int64_t> slots, std::vector<int64_t> starts, int64_t window,
                      double eps, double scale, int64_t kind, double threshold, bool on_up, const Tensor& tally) {
   require(residual.is_cpu() && residual.dim() == 2 && residual.is_contiguous(), kOp,
@@ -156,6 +171,7 @@ Tensor decode_layers(const Tensor& residual, std::vector<Tensor> weights, std::v
   require(1 <= tokens && tokens <= kMaxTokens && sequences > 0 && tokens % sequences == 0 &&
               slots.size() == starts.size(),
           kOp, ": ", tokens, " tokens for ", slots.size(), " slots at ", starts.size(), " starts");
+  require(guesses.size() == dense.size(), kOp, ": ", guesses.size(), " guess codes for ", layers, " layers");
   require(weights.size() == dense.size() * kPerLayer && (biases.empty() || biases.size() == dense.size()), kOp, ": ",
           weights.size(), " weights and ", biases.size(), " biases for ", layers, " layers");
   require(k.layers == layers && v.layers == layers && k.slots == v.slots && k.kv_heads == v.kv_heads &&
@@ -179,14 +195,23 @@ Tensor decode_layers(const Tensor& residual, std::vector<Tensor> weights, std::v
   const Step step{data, tokens, hidden, static_cast<float>(eps), static_cast<float>(scale)};
   int64_t* counts = static_cast<int64_t*>(tally.mutable_data_ptr());
   std::vector<Layer> network;
-  for (int64_t layer = 0; layer < layers; ++layer)
-    network.emplace_back(weights.data() + layer * kPerLayer, biases.empty() ? nullptr : &biases[layer], hidden, k,
-                         activation, dense[layer] != 0);
+  size_t used = 0;  // of the guesses' tensors
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    const size_t own = Guess::tensors(guesses[layer]);
+    require(used + own <= guess_tensors.size(), kOp, ": ", guess_tensors.size(), " tensors are too few for the guesses");
+    network.emplace_back(weights.data() + layer * kPerLayer, biases.empty() ? nullptr : &biases[layer], guesses[layer],
+                         guess_tensors.data() + used, hidden, k, activation, dense[layer] != 0);
+    used += own;
+  }
   for (int64_t layer = 0; layer < layers; ++layer) {
     const Layer& own = network[layer];
     attention(step, own, k, v, layer, where, window);
     const Upcoming next = layer + 1 < layers ? Pieces::upcoming(network[layer + 1].qkv) : Upcoming{};
-    run_glu(own.glu, step.normed(own.ffn_norm, own.glu.gate.format), counts + layer * 4,
+    const Input x = step.normed(own.ffn_norm, own.glu.gate.format);
+    Glu glu = own.glu;
+    std::optional<Asked> asked;
+    if (own.guess.code != 0) glu.asked = &asked.emplace(ask(own.guess, x, own.guess.has(Guess::kUnNormed) ? step.raw() : x));
+    run_glu(glu, x, counts + layer * 4,
             [&](int64_t t, int64_t begin, int64_t n, const float* y) { step.add(t, begin, n, y); }, next);
   }
   return out;

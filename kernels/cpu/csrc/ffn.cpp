@@ -56,10 +56,6 @@ class Pairs {
   float* products_[kRows];
 };
 
-// Whether rows of open neurons are asked for one by one, as the gate opens. Where they are many, they are prefetched in
-// the order of their use like those of a dense FFN: asked for at once, they would hold up the gate (0 % zeros: 25 %).
-bool are_few(int64_t open, int64_t scanned) { return open * 4 <= scanned + 16; }
-
 }  // namespace
 
 Activation read_activation(const char* op, int64_t kind, double threshold, bool on_up) {
@@ -69,25 +65,25 @@ Activation read_activation(const char* op, int64_t kind, double threshold, bool 
 }
 
 int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate, const Activation& activation,
-                  int64_t begin, int64_t end, bool all, const Course& course, const Matrix* up, const Matrix* down,
+                  const Looked& looked, bool all, const Course& course, const Matrix* up, const Matrix* down,
                   int32_t* ids, float* value) {
   int64_t n = 0;
-  for (int64_t first = begin; first < end; first += kRows) {
+  for (int64_t first = 0; first < looked.n; first += kRows) {
     const void* rows[kRows];
-    for (int64_t i = 0; i < kRows; ++i) rows[i] = gate.row(std::min(first + i, end - 1));
+    for (int64_t i = 0; i < kRows; ++i) rows[i] = gate.row(looked.at(std::min(first + i, looked.n - 1)));
     float g[kRows * kMaxTokens];
-    kernels.dot[gate.format](rows, course.ahead(first - begin).rows, x.prepared, x.prepared_bytes, x.tokens, x.columns,
-                             g);
-    for (int64_t i = 0; i < std::min(kRows, end - first); ++i) {
+    kernels.dot[gate.format](rows, course.ahead(first).rows, x.prepared, x.prepared_bytes, x.tokens, x.columns, g);
+    for (int64_t i = 0; i < std::min(kRows, looked.n - first); ++i) {
       bool open = all;
       for (int64_t t = 0; t < x.tokens; ++t) open |= activation.opens(g[i * x.tokens + t]);
       if (!open) continue;
-      if (up != nullptr && are_few(n, first + i - begin)) {
-        request(*up, first + i);
-        request(*down, first + i);
+      const int64_t neuron = looked.at(first + i);
+      if (up != nullptr && are_few(n, neuron - looked.begin)) {
+        request(*up, neuron);
+        request(*down, neuron);
       }
       for (int64_t t = 0; t < x.tokens; ++t) value[n * x.tokens + t] = activation.value(g[i * x.tokens + t]);
-      ids[n++] = static_cast<int32_t>(first + i);
+      ids[n++] = static_cast<int32_t>(neuron);
     }
   }
   return n;
@@ -193,6 +189,22 @@ Glu read_glu(const char* op, const Tensor& gate, const Tensor& up, const Tensor&
   return glu;
 }
 
+Given read_list(const char* op, const Tensor& index, const Tensor& count, int64_t neurons) {
+  const int32_t* ids = read_int32(op, "index", index);
+  const int32_t* counted = read_int32(op, "count", count);
+  const int64_t capacity = index.numel();
+  require(count.numel() == 1, op, ": count must be one int32, got ", count.numel(), " elements");
+  const int64_t n = *counted;
+  require(0 <= n && n <= capacity, op, ": count is ", n, " but the list has capacity ", capacity, "; select again");
+  if (n == 0) return {ids, n};
+  const auto [low, high] = std::minmax_element(ids, ids + n);
+  require(0 <= *low && *high < neurons, op, ": index holds ", *low, "..", *high, " but there are ", neurons, " neurons");
+  for (int64_t k = 1; k < n; ++k)
+    require(ids[k - 1] < ids[k], op, ": index must ascend, but slot ", k, " holds ", ids[k], " after ", ids[k - 1],
+            "; sort the list");
+  return {ids, n};
+}
+
 void add_chunks(const Glu& glu, const Input& x, Partials& partials, const Upcoming& upcoming) {
   const RowKernels& kernels = row_kernels();
   const Ffn ffn{kernels, x, glu.up, glu.down, glu.activation, glu.dense};
@@ -202,42 +214,69 @@ void add_chunks(const Glu& glu, const Input& x, Partials& partials, const Upcomi
   int32_t* live = memory.live.at_least(glu.gate.rows);
   float* value = memory.value.at_least(glu.gate.rows * x.tokens);
   float* product = memory.product.at_least(glu.gate.rows * x.tokens);
+  const Matrix& scanned = glu.asked != nullptr ? glu.asked->guess.scanned : glu.gate;
   parallel_tasks(chunks.count, [&](int64_t chunk, Seat seat) {
     const int64_t begin = chunks.begin(chunk), size = chunks.end(chunk) - begin, at = begin * x.tokens;
+    const int64_t then = chunks.begin(seat.then), then_size = chunks.end(seat.then) - then;
+    int32_t* own = ids + begin;
+    Looked looked{begin, size, nullptr};
     Course course;
-    course.add(glu.gate, begin, size);
+    if (glu.asked != nullptr) {
+      course.add(scanned, begin, size);
+      course.add(scanned, then, then_size);
+      looked.n = scan_guess(kernels, *glu.asked, begin, begin + size, course, &glu.gate, own);
+      looked.ids = own;
+    } else if (glu.given != nullptr) {
+      const int32_t *first = glu.given->ids, *last = first + glu.given->n;
+      first = std::lower_bound(first, last, begin);
+      looked = {begin, std::lower_bound(first, last, begin + size) - first, first};
+    }
+    course = Course();
+    if (looked.ids == nullptr)
+      course.add(glu.gate, begin, size);
+    else
+      course.add(glu.gate, looked.ids, looked.n);
     if (glu.dense) {
       course.add(glu.up, begin, size);
       course.add(glu.down, begin, size);
     }
-    course.add(glu.gate, chunks.begin(seat.then), chunks.end(seat.then) - chunks.begin(seat.then));
-    const int64_t n = scan_gate(kernels, x, glu.gate, glu.activation, begin, begin + size, glu.dense, course,
-                                glu.dense ? nullptr : &glu.up, glu.dense ? nullptr : &glu.down, ids + begin, value + at);
+    course.add(scanned, then, then_size);
+    Tally done;
+    if (looked.ids != nullptr) done.predicted = looked.n;
+    const int64_t n = scan_gate(kernels, x, glu.gate, glu.activation, looked, glu.dense, course,
+                                glu.dense ? nullptr : &glu.up, glu.dense ? nullptr : &glu.down, own, value + at);
     if (n > 0) {
-      const Listed listed{ids + begin, n, value + at, x.tokens, 1};
-      int64_t start = size;
+      const Listed listed{own, n, value + at, x.tokens, 1};
+      int64_t start = looked.n;
       if (!glu.dense && !are_few(n, size)) {
         start = 0;
         course = Course();
         course.add(glu.up, listed.ids, n);
         course.add(glu.down, listed.ids, n);
-        course.add(glu.gate, chunks.begin(seat.then), chunks.end(seat.then) - chunks.begin(seat.then));
+        course.add(scanned, then, then_size);
       }
-      partials.count(chunk, ffn.add(listed, course, start, product + at, live + begin, partials.clear(chunk)));
+      done += ffn.add(listed, course, start, product + at, live + begin, partials.clear(chunk));
     }
+    partials.count(chunk, done);
     upcoming.request(chunk, seat);
   });
 }
 
 Tensor whole_ffn(const char* op, const Tensor& x, const Tensor& gate, const Tensor& up, const Tensor& down,
-                 const Activation& activation, const Tensor& tally, bool dense) {
+                 const Activation& activation, const Tensor& tally, bool dense, const Tensor* index,
+                 const Tensor* count) {
   Input in = read_input(op, x);
-  const Glu glu = read_glu(op, gate, up, down, in.columns, activation, dense);
-  int64_t* count = read_tally(op, tally);
+  Glu glu = read_glu(op, gate, up, down, in.columns, activation, dense);
+  Given given;
+  if (index != nullptr) {
+    given = read_list(op, *index, *count, glu.gate.rows);
+    glu.given = &given;
+  }
+  int64_t* done = read_tally(op, tally);
   prepare(in, glu.gate.format);
   Tensor out = torch::stable::new_empty(x, {in.tokens, in.columns});
   void* to = out.mutable_data_ptr();
-  run_glu(glu, in, count, [&](int64_t t, int64_t begin, int64_t n, const float* y) {
+  run_glu(glu, in, done, [&](int64_t t, int64_t begin, int64_t n, const float* y) {
     write_row(y, n, in.format, to, t * in.columns + begin);
   });
   return out;

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "course.h"
+#include "guess.h"
 #include "isa.h"
 #include "parallel.h"
 #include "tensors.h"
@@ -51,15 +52,35 @@ struct Listed {
   int64_t slot_stride, token_stride;
 };
 
-// Scans gate rows [begin, end) and lists the neurons that some token opens, or all of them: ids[k], value[k * tokens +
-// t]. Of a neuron that opens, rows of up and down (if given) are asked for at once. `course` starts with the gate rows.
+// Whether rows of open neurons are asked for one by one, as the gate opens. Where they are many, they are prefetched in
+// the order of their use like those of a dense FFN: asked for at once, they would hold up the gate (0 % zeros: 25 %).
+inline bool are_few(int64_t open, int64_t scanned) { return open * 4 <= scanned + 16; }
+
+// Neurons whose gate is to be scanned: [begin, begin + n), or n ids, ascending, the first of which is no less than begin.
+struct Looked {
+  int64_t begin, n;
+  const int32_t* ids;
+
+  int64_t at(int64_t i) const { return ids == nullptr ? begin + i : ids[i]; }
+};
+
+// Scans gate rows and lists the neurons that some token opens, or all of them: ids[k], value[k * tokens + t]; ids may be
+// those that are looked at. Of a neuron that opens, rows of up and down (if given) are asked for at once. `course` starts
+// with the gate rows.
 int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate, const Activation& activation,
-                  int64_t begin, int64_t end, bool all, const Course& course, const Matrix* up, const Matrix* down,
+                  const Looked& looked, bool all, const Course& course, const Matrix* up, const Matrix* down,
                   int32_t* ids, float* value);
 
 // What was done, in the order of kernels/tally.py.
 struct Tally {
   int64_t up_rows = 0, down_rows = 0, nonzero = 0, predicted = 0;
+
+  void operator+=(const Tally& other) {
+    up_rows += other.up_rows;
+    down_rows += other.down_rows;
+    nonzero += other.nonzero;
+    predicted += other.predicted;
+  }
 };
 
 struct Ffn {
@@ -117,11 +138,22 @@ class Partials {
   bool used_[Chunks::kMost] = {};
 };
 
+// A list of neurons that comes from outside, ascending.
+struct Given {
+  const int32_t* ids;
+  int64_t n;
+};
+
+// Checks one: an id that is out of range would read beyond the weights.
+Given read_list(const char* op, const Tensor& index, const Tensor& count, int64_t neurons);
+
 // gate, up and down of one layer, and what happens between them.
 struct Glu {
   Matrix gate, up, down;
   Activation activation;
   bool dense;
+  const Asked* asked = nullptr;  // what says which neurons to look at: this,
+  const Given* given = nullptr;  // or this; else all are
 
   static Upcoming upcoming(const Matrix& gate) {
     const Chunks chunks(gate.rows);
@@ -143,8 +175,9 @@ void run_glu(const Glu& glu, const Input& x, int64_t* tally, const Store& store,
 Glu read_glu(const char* op, const Tensor& gate, const Tensor& up, const Tensor& down, int64_t columns,
              const Activation& activation, bool dense);
 
-// glu_exact and glu_dense.
+// glu_exact, glu_dense and, with the index and the count of a list, glu_predicted.
 Tensor whole_ffn(const char* op, const Tensor& x, const Tensor& gate, const Tensor& up, const Tensor& down,
-                 const Activation& activation, const Tensor& tally, bool dense);
+                 const Activation& activation, const Tensor& tally, bool dense, const Tensor* index = nullptr,
+                 const Tensor* count = nullptr);
 
 }  // namespace prosparse

@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor> gate_select(const Tensor& x, const Tensor& ga
     Course course;
     course.add(g, begin, end - begin);
     course.add(g, chunks.begin(seat.then), chunks.end(seat.then) - chunks.begin(seat.then));
-    found[chunk] = scan_gate(kernels, in, g, activation, begin, end, false, course, nullptr, nullptr, ids + begin,
+    found[chunk] = scan_gate(kernels, in, g, activation, {begin, end - begin, nullptr}, false, course, nullptr, nullptr, ids + begin,
                              values + begin * in.tokens);
   });
   int32_t* to_index = static_cast<int32_t*>(index.mutable_data_ptr());

@@ -9,17 +9,6 @@
 namespace prosparse {
 namespace {
 
-// The list comes from outside: an id that is out of range would read beyond the weights.
-void check_list(const int32_t* ids, int64_t n, int64_t neurons) {
-  if (n == 0) return;
-  const auto [low, high] = std::minmax_element(ids, ids + n);
-  require(0 <= *low && *high < neurons, "glu_active: index holds ", *low, "..", *high, " but there are ", neurons,
-          " neurons");
-  for (int64_t k = 1; k < n; ++k)
-    require(ids[k - 1] < ids[k], "glu_active: index must ascend, but slot ", k, " holds ", ids[k], " after ",
-            ids[k - 1], "; sort the list");
-}
-
 Tensor glu_active(const Tensor& x, const Tensor& up, const Tensor& down, const Tensor& index, const Tensor& count,
                   const Tensor& value, bool on_up, const Tensor& tally) {
   constexpr const char* op = "glu_active";
@@ -28,14 +17,10 @@ Tensor glu_active(const Tensor& x, const Tensor& up, const Tensor& down, const T
   const Matrix d = read_matrix(op, "down", down, in.columns);
   require(u.rows == d.rows, op, ": up has ", u.rows, " neurons but down has ", d.rows);
   require(u.format == d.format, op, ": up and down must share a dtype");
-  const int32_t* ids = read_int32(op, "index", index);
-  const int64_t capacity = index.numel();
-  const float* values = read_float_matrix(op, "value", value, in.tokens, capacity);
-  const int32_t* counted = read_int32(op, "count", count);
-  require(count.numel() == 1, op, ": count must be one int32, got ", count.numel(), " elements");
-  const int64_t n = *counted;
-  require(0 <= n && n <= capacity, op, ": count is ", n, " but the list has capacity ", capacity, "; select again");
-  check_list(ids, n, u.rows);
+  const float* values = read_float_matrix(op, "value", value, in.tokens, index.numel());
+  const Given given = read_list(op, index, count, u.rows);
+  const int32_t* ids = given.ids;
+  const int64_t n = given.n, capacity = index.numel();
   int64_t* total = read_tally(op, tally);
   prepare(in, u.format);
 

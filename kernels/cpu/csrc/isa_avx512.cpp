@@ -5,9 +5,9 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,popcnt"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,popcnt")
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12's own headers: bug 105593
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif

@@ -72,6 +72,9 @@ struct RowKernels {
   // y is in the order of `restore`.
   void (*axpy[kFormats])(const void* const* rows, const void* const* next, const float* factors, int64_t n_rows,
                          int64_t columns, float* y);
+  // out[r] = bits of rows[r] that differ from x, over so many words
+  void (*count_differing)(const void* const* rows, const void* const* next, const uint64_t* x, int64_t words,
+                          int64_t* out);
   // x: floats, zeros up to a multiple of kBlockColumns
   void (*prepare[kFormats])(const float* x, int64_t columns, void* out);
   // One packed row from floats (zeros up to a multiple of kBlockColumns), and back to fp32 or bf16 (columns of them)

@@ -92,14 +92,20 @@ Input read_input(const char* op, const Tensor& x) {
           stride * static_cast<int64_t>(sizeof(float))};
 }
 
-void prepare(Input& x, Format format) {
+void prepare(Input& x, Format format, Buffer<char>& memory) {
   const auto make = row_kernels().prepare[format];
-  if (make == nullptr) return;
+  if (make == nullptr) {
+    x.prepared = reinterpret_cast<const char*>(x.data);
+    x.prepared_bytes = x.stride * static_cast<int64_t>(sizeof(float));
+    return;
+  }
   x.prepared_bytes = prepared_bytes(format, x.columns);
-  char* data = workspace().prepared.at_least(x.tokens * x.prepared_bytes);
+  char* data = memory.at_least(x.tokens * x.prepared_bytes);
   for (int64_t t = 0; t < x.tokens; ++t) make(x.data + t * x.stride, x.columns, data + t * x.prepared_bytes);
   x.prepared = data;
 }
+
+void prepare(Input& x, Format format) { prepare(x, format, workspace().prepared); }
 
 const int32_t* read_int32(const char* op, const char* name, const Tensor& tensor) {
   require_cpu(op, name, tensor);

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "rows.h"
+#include "workspace.h"
 
 namespace prosparse {
 
@@ -40,8 +41,9 @@ Matrix read_matrix(const char* op, const char* name, const Tensor& tensor, int64
 // Converts into this thread's workspace: valid until the next op of the same thread.
 Input read_input(const char* op, const Tensor& x);
 
-// For weights of this format; the same validity.
+// For weights of this format, in `memory` or in this thread's own for an FFN or linear; valid as long.
 void prepare(Input& x, Format format);
+void prepare(Input& x, Format format, Buffer<char>& memory);
 
 // The pointer of a contiguous tensor of this type and shape; dims < 0 match any size.
 const int32_t* read_int32(const char* op, const char* name, const Tensor& tensor);

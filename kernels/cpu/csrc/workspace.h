@@ -48,6 +48,10 @@ struct Workspace {
   Buffer<float> partial;   // [chunks, tokens, padded columns]
   Buffer<int32_t> listed;  // [neurons]
   Buffer<int32_t> live;    // [neurons]
+  Buffer<float> residual;        // [tokens, padded hidden]
+  Buffer<float> guess;           // [tokens, padded rank]
+  Buffer<char> guess_prepared;   // [tokens, prepared_bytes]
+  Buffer<uint64_t> signs;        // [tokens, words]
 };
 
 inline Workspace& workspace() {
