@@ -5,6 +5,7 @@
     bamboo    act(gate x) * relu(up x);  attention sees the latest sliding_window positions, its own included
 
 Rotary angles are position * theta^(-2i / head_dim) in float32, as all these models were trained; the rest is float64.
+Dynamic scaling stretches theta by (factor n / trained - (factor - 1))^(head_dim / (head_dim - 2)) for n > trained tokens.
 """
 
 from __future__ import annotations
@@ -81,18 +82,33 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def attention(config: dict[str, Any], own: dict[str, Tensor], x: Tensor) -> Tensor:
     tokens, heads, kv_heads = x.shape[0], config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    q = rotate((x @ own["self_attn.q_proj.weight"].T).view(tokens, heads, head_dim), config["rope_theta"])
-    k = rotate((x @ own["self_attn.k_proj.weight"].T).view(tokens, kv_heads, head_dim), config["rope_theta"])
+    theta = rope_theta(config, tokens, head_dim)
+    q = rotate((x @ own["self_attn.q_proj.weight"].T).view(tokens, heads, head_dim), theta)
+    k = rotate((x @ own["self_attn.k_proj.weight"].T).view(tokens, kv_heads, head_dim), theta)
     v = (x @ own["self_attn.v_proj.weight"].T).view(tokens, kv_heads, head_dim)
-    window = config.get("sliding_window") or tokens
+    return attend(q, k, v, config.get("sliding_window") or tokens) @ own["self_attn.o_proj.weight"].T
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim]; heads that are neighbours share a key head."""
+    tokens, heads, head_dim = q.shape
     out = torch.zeros(tokens, heads, head_dim, dtype=torch.float64)
     for head in range(heads):
-        shared = head // (heads // kv_heads)
+        shared = head // (heads // k.shape[1])
         for t in range(tokens):
             seen = slice(max(0, t + 1 - window), t + 1)
             score = k[seen, shared] @ q[t, head] / math.sqrt(head_dim)
             out[t, head] = torch.softmax(score, 0) @ v[seen, shared]
-    return out.reshape(tokens, heads * head_dim) @ own["self_attn.o_proj.weight"].T
+    return out.reshape(tokens, heads * head_dim)
+
+
+def rope_theta(config: dict[str, Any], tokens: int, head_dim: int) -> float:
+    theta, scaling = config.get("rope_theta", 10000.0), config.get("rope_scaling") or {}
+    trained = config["max_position_embeddings"]
+    if scaling.get("type") == "dynamic" and tokens > trained:
+        factor = scaling["factor"]
+        theta *= (factor * tokens / trained - (factor - 1)) ** (head_dim / (head_dim - 2))
+    return theta
 
 
 def rotate(x: Tensor, theta: float) -> Tensor:

@@ -1,0 +1,74 @@
+"""The models that docs/models.md lists: for each the config of its repository, and weights of its layout in small."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from float64_forward import forward
+from tiny_engine import make_model
+from tiny_tokenizer import VOCAB
+from torch import Tensor
+
+CONFIGS = Path(__file__).parent.parent / "fixtures" / "configs"
+
+# What is small about the small model; heads and key heads keep the ratio of the true one.
+GROUPED = {"hidden": 48, "neurons": 80, "heads": 6, "kv_heads": 2, "head_dim": 8}
+FULL = {"hidden": 48, "neurons": 80, "heads": 6, "kv_heads": 6, "head_dim": 8}
+HF_NAME = {
+    "hidden": "hidden_size", "neurons": "intermediate_size", "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads", "layers": "num_hidden_layers", "vocab": "vocab_size",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Args:
+        model: as the table names it.
+        config: file of tests/fixtures/configs, as published.
+        sizes: of the small weights, arguments of `write_tiny`.
+        changes: keys that other repositories of the same row, or the small size, have otherwise.
+    """
+
+    model: str
+    config: str
+    sizes: dict[str, Any]
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def published(self) -> dict[str, Any]:
+        """The keys of config.json at full size."""
+        keys = json.loads((CONFIGS / f"{self.config}.json").read_text()) | self.changes
+        return {key: value for key, value in keys.items() if value is not None}
+
+    def make(self, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+        """A folder with small weights, the published keys and a tokenizer."""
+        keys = self.published()
+        sizes = {"vocab": VOCAB, "layers": 3, **self.sizes}
+        tied = keys.get("tie_word_embeddings", keys["architectures"] == ["MiniCPMForCausalLM"])
+        make_model(folder, tied=tied, dtype=dtype, **sizes)
+        small = {hf: sizes[ours] for ours, hf in HF_NAME.items() if hf in keys}
+        (folder / "config.json").write_text(json.dumps(keys | small))
+        return folder
+
+    def expected(self, folder: Path, ids: list[int]) -> Tensor:
+        """Logits of every position in float64, [tokens, vocab]."""
+        return forward(folder, ids).logits
+
+
+LLAMA_FORMAT = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "auto_map": None, "tie_word_embeddings": False,
+    "max_position_embeddings": 2048, "scale_emb": None, "scale_depth": None, "dim_model_base": None,
+}  # fmt: skip
+ROWS = [
+    Row("MiniCPM-1B sft", "minicpm-1b-sft", GROUPED),
+    Row("MiniCPM-2B sft", "minicpm-2b-sft", FULL),
+    Row("MiniCPM-2B dpo", "minicpm-2b-sft", FULL, {"max_position_embeddings": 2048, "torch_dtype": "float32"}),
+    Row("MiniCPM-2B llama format", "minicpm-2b-sft", FULL, LLAMA_FORMAT),
+    Row("MiniCPM-2B 128k", "minicpm-2b-128k", {**FULL, "vocab": 264}),
+]
+SILU = [row for row in ROWS if row.published()["hidden_act"] == "silu"]
