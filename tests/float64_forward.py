@@ -5,7 +5,7 @@
     bamboo    act(gate x) * relu(up x);  attention sees the latest sliding_window positions, its own included
 
 Rotary angles are position * theta^(-2i / head_dim) in float32, as all these models were trained; the rest is float64.
-Dynamic scaling stretches theta by (factor n / trained - (factor - 1))^(head_dim / (head_dim - 2)) for n > trained tokens.
+Dynamic scaling multiplies theta by (factor n / trained - (factor - 1))^(head_dim / (head_dim - 2)) for n > trained.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ CONFIGS = Path(__file__).parent.parent / "fixtures" / "configs"
 # What is small about the small model; heads and key heads keep the ratio of the true one.
 GROUPED = {"hidden": 48, "neurons": 80, "heads": 6, "kv_heads": 2, "head_dim": 8}
 FULL = {"hidden": 48, "neurons": 80, "heads": 6, "kv_heads": 6, "head_dim": 8}
+MISTRAL = {"hidden": 48, "neurons": 80, "heads": 4, "kv_heads": 1, "head_dim": 12}
 HF_NAME = {
     "hidden": "hidden_size", "neurons": "intermediate_size", "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads", "layers": "num_hidden_layers", "vocab": "vocab_size",
@@ -65,6 +66,15 @@ LLAMA_FORMAT = {
     "max_position_embeddings": 2048, "scale_emb": None, "scale_depth": None, "dim_model_base": None,
 }  # fmt: skip
 ROWS = [
+    Row("MiniCPM-S-1B sft", "minicpm-s-1b-sft", GROUPED),
+    Row("MiniCPM-S-1B sft llama format", "minicpm-s-1b-llama-format", GROUPED),
+    Row("ProSparse-LLaMA-2-7B", "prosparse-llama-2-7b", FULL),
+    Row("ProSparse-LLaMA-2-13B", "prosparse-llama-2-13b", FULL),
+    Row("ReluLLaMA-7B", "relullama-7b", FULL),
+    Row("ReluLLaMA-70B", "relullama-70b", {**GROUPED, "hidden": 64, "heads": 8, "kv_heads": 1}),
+    Row("Bamboo-7B base, DPO", "bamboo-base", MISTRAL, {"sliding_window": 24}),
+    Row("TurboSparse-Mistral-7B", "turbosparse-mistral", MISTRAL, {"sliding_window": 24}),
+    Row("any of these with ReLU^2", "relullama-7b", FULL, {"hidden_act": "relu2"}),
     Row("MiniCPM-1B sft", "minicpm-1b-sft", GROUPED),
     Row("MiniCPM-2B sft", "minicpm-2b-sft", FULL),
     Row("MiniCPM-2B dpo", "minicpm-2b-sft", FULL, {"max_position_embeddings": 2048, "torch_dtype": "float32"}),
