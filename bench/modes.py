@@ -103,11 +103,13 @@ def in_mode(decoder: Decoder, mode: str) -> Decoder:
         (attention, make(f.norm, f.norm_eps, f.gate, f.up, f.down, f.activation, f.scale))
         for attention, f in gated_blocks(decoder)
     ]
-    return Decoder(decoder.config, decoder.embed, blocks, decoder.final_norm, decoder.lm_head, decoder.context)
+    return decoder.with_blocks(blocks)
 
 
 def gated_blocks(decoder: Decoder) -> list[tuple[Attention, GatedFFN]]:
-    """The blocks of a decoder made by `assemble`, whose FFNs are all gated."""
+    """The blocks of a decoder made by `assemble`, whose FFNs must all be gated, and without experts."""
+    if not decoder.config.gated or decoder.config.experts:
+        raise UserError("bench: times models with one gated FFN in each layer; this one has others")
     return cast("list[tuple[Attention, GatedFFN]]", list(decoder.blocks))
 
 

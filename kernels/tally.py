@@ -1,6 +1,6 @@
 """What an FFN op did, counted where it ran: [4] int64, added to by every call and read by the host when it likes.
 
-UP_ROWS     rows of up that were read       (the neurons listed: the union over a step's tokens)
+UP_ROWS     rows of up that were read       (the neurons listed: the union over a step's tokens; also where no up is)
 DOWN_ROWS   rows of down that were read     (fewer where the product h is zero for every token, as dReLU makes it)
 NONZERO     products h that are not zero, summed over tokens: from these comes the activation sparsity
 PREDICTED   rows of the gate that were read since a predictor named them; 0 where the whole gate is read

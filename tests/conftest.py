@@ -17,6 +17,8 @@ from prosparse.kernels.glu_active import glu_active_reference
 from prosparse.kernels.glu_dense import glu_dense_reference
 from prosparse.kernels.glu_exact import glu_exact_reference
 from prosparse.kernels.linear import linear_reference
+from prosparse.kernels.plain_dense import plain_dense_reference
+from prosparse.kernels.plain_exact import plain_exact_reference
 from prosparse.kernels.rms_norm import rms_norm_reference
 from prosparse.kernels.rotary_store import rotary_store_reference
 
@@ -30,6 +32,8 @@ REFERENCES = {
     "glu_active": glu_active_reference,
     "glu_exact": glu_exact_reference,
     "glu_dense": glu_dense_reference,
+    "plain_exact": plain_exact_reference,
+    "plain_dense": plain_dense_reference,
     "quantize": quant.quantize_reference,
     "dequantize": quant._dequantize_into,
 }

@@ -2,6 +2,7 @@
 
     llama     h += o(attention(norm h));  h += down(act(gate x) * up x), x = norm h;  logits = lm_head(norm h)
     minicpm   h = embed * scale_emb;  every += times scale_depth / sqrt(layers);  norm h / (hidden / dim_model_base)
+    experts   (minicpm) down sum over the two best e of softmax(their scores)[e] * (act(w1[e] x) * w3[e] x) w2[e]
     bamboo    act(gate x) * relu(up x);  attention sees the latest sliding_window positions, its own included
 
 Rotary angles are position * theta^(-2i / head_dim) in float32, as all these models were trained; the rest is float64.
@@ -66,7 +67,8 @@ def forward(folder: Path, token_ids: list[int], **changes: Any) -> Trace:
             if name.startswith(f"model.layers.{i}.")
         }
         h = h + residual_scale * attention(config, own, rms_norm(h, own["input_layernorm.weight"], eps))
-        h = h + residual_scale * ffn(config, own, rms_norm(h, own["post_attention_layernorm.weight"], eps), trace)
+        x = rms_norm(h, own["post_attention_layernorm.weight"], eps)
+        h = h + residual_scale * (experts(config, own, x) if config.get("num_experts") else ffn(config, own, x, trace))
     h = rms_norm(h, tensors["model.norm.weight"], eps)
     if is_minicpm:
         h = h / (hidden / config["dim_model_base"])
@@ -127,6 +129,18 @@ def ffn(config: dict[str, Any], own: dict[str, Tensor], x: Tensor, trace: Trace)
     trace.gates.append(gate)
     trace.products.append(activate(config, gate) * up)
     return trace.products[-1] @ own["mlp.down_proj.weight"].T
+
+
+def experts(config: dict[str, Any], own: dict[str, Tensor], x: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    for t, token in enumerate(x):
+        scores = own["mlp.gate.weight"] @ token
+        best = sorted(range(len(scores)), key=lambda e: -float(scores[e]))[: config["num_experts_per_tok"]]
+        shares = torch.softmax(scores[best], 0)
+        for share, e in zip(shares, best, strict=True):
+            w1, w2, w3 = (own[f"mlp.experts.{e}.{name}.weight"] for name in ("w1", "w2", "w3"))
+            out[t] += share * (w2 @ (activate(config, w1 @ token) * (w3 @ token)))
+    return out
 
 
 def activate(config: dict[str, Any], gate: Tensor) -> Tensor:

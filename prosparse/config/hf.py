@@ -17,6 +17,7 @@ from prosparse.kernels.activation import Activation
 
 from ..errors import ConfigError, MissingFileError, UnsupportedError
 from .fields import Fields, finite, read_json_object, show
+from .plain import read_falcon, read_opt
 from .rope import read_rope
 
 
@@ -28,15 +29,25 @@ class Family:
     architecture: str
     tied: bool = False
     sliding_window: int | None = None
+    activation_key: str = "hidden_act"
+    activations: tuple[str, ...] = ("relu", "fatrelu", "relu2", "silu", "swish")
+    activation: str = "silu"
+    bos: int = 1
+    eos: int = 2
+    pad: int | None = None
 
 
+PLAIN = ("relu", "fatrelu", "relu2")
 FAMILIES = {
     "llama": Family("llama", "LlamaForCausalLM"),
     "sparsellama": Family("llama", "SparseLlamaForCausalLM"),
     "minicpm": Family("minicpm", "MiniCPMForCausalLM", tied=True),
-    "bamboo": Family("bamboo", "BambooForCausalLM", sliding_window=4096),
+    "bamboo": Family("bamboo", "BambooForCausalLM", sliding_window=4096, activations=("relu", "fatrelu")),
+    "opt": Family("opt", "OPTForCausalLM", True, None, "activation_function", PLAIN, activation="relu", bos=2, pad=1),
+    "falcon": Family("falcon", "FalconForCausalLM", True, None, "activation", PLAIN, activation="gelu", bos=11, eos=11),
 }
-ACTIVATIONS = {"relu": "relu", "fatrelu": "fatrelu", "relu2": "relu2", "silu": "silu", "swish": "silu"}
+PLAIN_READERS = {"opt": read_opt, "falcon": read_falcon}
+KINDS = {"relu": "relu", "fatrelu": "fatrelu", "relu2": "relu2", "silu": "silu", "swish": "silu"}
 MINICPM_SCALES = ("scale_emb", "scale_depth", "dim_model_base")
 MINICPM_S_THRESHOLD = 0.03  # hidden_act_param of MiniCPM-S-1B-sft
 
@@ -46,12 +57,34 @@ def read_arguments(source: str | Path | dict, fatrelu_threshold: float | None = 
     fields, generation = _open(source)
     model_type = _model_type(fields)
     family = FAMILIES[model_type]
-    _refuse_what_would_be_ignored(fields)
-    hidden, layers = fields.whole("hidden_size"), fields.whole("num_hidden_layers")
-    vocab, max_position = fields.whole("vocab_size"), fields.whole("max_position_embeddings")
-    heads, kv_heads, head_dim = _heads(fields, hidden)
+    _refuse_what_would_be_ignored(fields, model_type)
     activation, notes = _activation(fields, model_type, fatrelu_threshold)
+    vocab = fields.whole("vocab_size")
+    bos = fields.token_id("bos_token_id", family.bos)
+    if bos is not None and bos >= vocab:
+        raise fields.wrong("bos_token_id", f"below vocab_size ({vocab})")
+    common = dict(
+        family=family.name,
+        vocab=vocab,
+        activation=activation,
+        tied_embeddings=fields.boolean("tie_word_embeddings", family.tied),
+        bos_token_id=bos,
+        eos_token_ids=_eos(fields, generation, family.eos),
+        pad_token_id=fields.token_id("pad_token_id", family.pad),
+        notes=notes,
+    )
+    if model_type in PLAIN_READERS:
+        return common | PLAIN_READERS[model_type](fields)
+    return common | _read_gated(fields, model_type, family, notes)
+
+
+def _read_gated(fields: Fields, model_type: str, family: Family, notes: tuple[str, ...]) -> dict[str, Any]:
+    """What llama, minicpm and bamboo spell alike."""
+    hidden, layers = fields.whole("hidden_size"), fields.whole("num_hidden_layers")
+    max_position = fields.whole("max_position_embeddings")
+    heads, kv_heads, head_dim = _heads(fields, hidden)
     embed_scale = residual_scale = logit_scale = 1.0
+    experts = experts_per_token = 0
     if model_type == "minicpm":
         # each key defaults to 1, and the original class divides all the same: logits by hidden / 1
         embed_scale = fields.number("scale_emb", 1.0)
@@ -59,33 +92,29 @@ def read_arguments(source: str | Path | dict, fatrelu_threshold: float | None = 
         logit_scale = fields.number("dim_model_base", 1.0) / hidden
         if missing := [key for key in MINICPM_SCALES if fields.data.get(key) is None]:
             notes += (f"{fields.where} has no {', '.join(missing)}; MiniCPM's own default of 1 is used.",)
-    bos = fields.token_id("bos_token_id", 1)
-    if bos is not None and bos >= vocab:
-        raise fields.wrong("bos_token_id", f"below vocab_size ({vocab})")
+        if experts := fields.whole("num_experts", 0, minimum=0):
+            experts_per_token = fields.whole("num_experts_per_tok")
+            if experts_per_token > experts:
+                raise fields.wrong("num_experts_per_tok", f"at most num_experts ({experts})")
     sliding_window = None
     if family.sliding_window is not None and not fields.is_null("sliding_window"):
         sliding_window = fields.whole("sliding_window", family.sliding_window)
     return dict(
-        family=family.name,
         hidden=hidden,
         neurons=fields.whole("intermediate_size"),
         layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab=vocab,
         max_position=max_position,
         norm_eps=fields.number("rms_norm_eps", 1e-6),
         rope=read_rope(fields, max_position),
-        activation=activation,
-        tied_embeddings=fields.boolean("tie_word_embeddings", family.tied),
         embed_scale=embed_scale,
         residual_scale=residual_scale,
         logit_scale=logit_scale,
         sliding_window=sliding_window,
-        bos_token_id=bos,
-        eos_token_ids=_eos(fields, generation),
-        pad_token_id=fields.token_id("pad_token_id"),
+        experts=experts,
+        experts_per_token=experts_per_token,
         notes=notes,
     )
 
@@ -121,17 +150,22 @@ def _model_type(fields: Fields) -> str:
         key, value = ("model_type", named) if named else ("architectures", architectures)
         raise UnsupportedError(
             f"{fields.where}: {key} is {show(value)}, which prosparse does not run; supported are "
-            f"{', '.join(FAMILIES)} (ReluLLaMA, ProSparse-LLaMA-2, MiniCPM, MiniCPM-S, Bamboo, TurboSparse-Mistral)"
+            f"{', '.join(FAMILIES)} (ReluLLaMA, ProSparse-LLaMA-2, MiniCPM, MiniCPM-S, MiniCPM-MoE, Bamboo, "
+            "TurboSparse-Mistral, OPT, Falcon with ReLU)"
         )
     return found
 
 
-def _refuse_what_would_be_ignored(fields: Fields) -> None:
+def _refuse_what_would_be_ignored(fields: Fields, model_type: str) -> None:
     """Keys that change the network in a way that prosparse does not compute."""
     if fields.whole("num_experts", 0, minimum=0) > 0:
-        raise UnsupportedError(
-            f"{fields.where}: num_experts is {fields.data['num_experts']}; only models without experts run"
-        )
+        number = f"{fields.where}: num_experts is {fields.data['num_experts']}"
+        if model_type != "minicpm":
+            raise UnsupportedError(f"{number}; of models with experts only MiniCPM-MoE runs (model_type minicpm)")
+        if fields.text("hidden_act", "silu") not in ("silu", "swish"):
+            raise UnsupportedError(
+                f"{number} and hidden_act {fields.data['hidden_act']!r}; experts run with silu, as in MiniCPM-MoE"
+            )
     for key, what in (("attention_bias", "attention projections"), ("mlp_bias", "FFNs")):
         if fields.boolean(key, False):
             raise UnsupportedError(f"{fields.where}: {key} is true; only {what} without biases run")
@@ -159,20 +193,27 @@ def _heads(fields: Fields, hidden: int) -> tuple[int, int, int]:
 
 
 def _activation(fields: Fields, model_type: str, threshold: float | None) -> tuple[Activation, tuple[str, ...]]:
-    hidden_act = fields.text("hidden_act", "silu")
-    allowed = [name for name in ACTIVATIONS if model_type != "bamboo" or ACTIVATIONS[name] in ("relu", "fatrelu")]
-    if hidden_act not in allowed:
-        raise UnsupportedError(
-            f"{fields.where}: hidden_act is {hidden_act!r}; {model_type} models run with {', '.join(allowed)}"
+    family = FAMILIES[model_type]
+    key = family.activation_key
+    hidden_act = fields.text(key, family.activation)
+    if hidden_act not in family.activations:
+        named = repr(hidden_act) if key in fields.data else f"not given, which means {hidden_act!r}"
+        advice = (
+            f'; if these are the weights of a ReLU model (ReluFalcon), say so with "{key}": "relu"'
+            if model_type == "falcon"
+            else ""
         )
-    kind = ACTIVATIONS[hidden_act]
+        raise UnsupportedError(
+            f"{fields.where}: {key} is {named}; {model_type} models run with {', '.join(family.activations)}{advice}"
+        )
+    kind = KINDS[hidden_act]
     if threshold is not None:
         where = "--fatrelu-threshold"
         if (number := finite(threshold)) is None or number < 0:
             raise ConfigError(f"{where} must be a finite number of at least 0 (0 is relu), got {show(threshold)}")
         if kind not in ("relu", "fatrelu"):
             raise ConfigError(
-                f"{where} applies to relu and fatrelu models, but {fields.where} has hidden_act {hidden_act!r}"
+                f"{where} applies to relu and fatrelu models, but {fields.where} has {key} {hidden_act!r}"
             )
         return _fatrelu(number, model_type), ()
     if kind == "fatrelu":
@@ -196,9 +237,9 @@ def _fatrelu(threshold: float, model_type: str) -> Activation:
     return Activation("fatrelu" if threshold else "relu", threshold, on_up=model_type == "bamboo")
 
 
-def _eos(fields: Fields, generation: Fields | None) -> tuple[int, ...]:
+def _eos(fields: Fields, generation: Fields | None, default: int) -> tuple[int, ...]:
     """End-of-sequence ids of both files, the config's first; many models list some only in generation_config.json."""
-    ids: list[Any] = [*fields.token_ids("eos_token_id", (2,))]
+    ids: list[Any] = [*fields.token_ids("eos_token_id", (default,))]
     if generation is not None:
         ids += generation.token_ids("eos_token_id")
     return tuple(dict.fromkeys(ids))

@@ -12,17 +12,20 @@ from ..errors import ConfigError
 from .hf import read_arguments
 from .rope import RopeConfig
 
+NORMS = ("rms", "layer")
+BLOCKS = ("sequential", "post_norm", "parallel")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Dimensions and constants of a decoder with gated FFNs.
+    """Dimensions and constants of a decoder.
 
     Args:
-        family: which table of tensor names and which quirks apply: "llama", "minicpm" or "bamboo".
+        family: which table of tensor names applies: "llama", "minicpm", "bamboo", "opt" or "falcon".
         hidden, neurons, layers, heads, kv_heads, head_dim, vocab: sizes; heads is a multiple of kv_heads.
         max_position: the longest context the model was made for, tokens.
-        norm_eps: epsilon of RMSNorm.
-        rope: rotary embedding.
+        norm_eps: epsilon of the norms.
+        rope: rotary embedding; of kind "none" where positions are learned.
         activation: of the FFN.
         tied_embeddings: lm_head is the embedding matrix.
         embed_scale: factor on the embedding (MiniCPM's scale_emb).
@@ -30,6 +33,18 @@ class ModelConfig:
         logit_scale: factor on the final hidden state before lm_head (dim_model_base / hidden).
         sliding_window: how many latest positions attention sees, None for all.
         attention_bias: q, k and v have biases.
+        output_bias: o has one.
+        ffn_bias: gate and down have biases; for FFNs without up.
+        gated: FFNs have gate, up and down; else gate and down alone, y = down^T act(gate x).
+        norm: "rms", or "layer", which has biases.
+        block: "sequential"; "post_norm", where a norm follows each add instead of preceding each part; or "parallel",
+            where attention and FFN read the same residual.
+        shared_norm: parts of a parallel block read one norm.
+        final_norm: a norm precedes lm_head.
+        position_offset: row of the first position in a table of learned positions; None for no such table.
+        embed_width: columns of embedding and lm_head where a projection follows and precedes them; None for `hidden`.
+        experts: FFNs per layer, of which a router chooses; 0 for one without a router.
+        experts_per_token: how many it chooses.
         bos_token_id, eos_token_ids, pad_token_id: from the config; None or empty where it names none.
         notes: what a user should know about how the config was read, one sentence each.
 
@@ -55,6 +70,17 @@ class ModelConfig:
     logit_scale: float = 1.0
     sliding_window: int | None = None
     attention_bias: bool = False
+    output_bias: bool = False
+    ffn_bias: bool = False
+    gated: bool = True
+    norm: str = "rms"
+    block: str = "sequential"
+    shared_norm: bool = False
+    final_norm: bool = True
+    position_offset: int | None = None
+    embed_width: int | None = None
+    experts: int = 0
+    experts_per_token: int = 0
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
@@ -73,6 +99,23 @@ class ModelConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or value <= 0:
                 raise ConfigError(f"config: {name} must be a finite number above 0, got {value!r}")
+        for name, known in (("norm", NORMS), ("block", BLOCKS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"config: {name} is {getattr(self, name)!r}; supported are {', '.join(known)}")
+        if self.experts and not 0 < self.experts_per_token <= self.experts:
+            raise ConfigError(
+                f"config: experts_per_token must be from 1 to experts ({self.experts}), got {self.experts_per_token}"
+            )
+
+    @property
+    def ffns(self) -> int:
+        """FFNs that a layer holds."""
+        return self.experts or 1
+
+    @property
+    def neurons_per_token(self) -> int:
+        """Neurons of a layer that a token may activate: of all experts, those it is sent to."""
+        return self.neurons * (self.experts_per_token if self.experts else 1)
 
     @classmethod
     def from_hf(cls, source: str | Path | dict, fatrelu_threshold: float | None = None) -> ModelConfig:

@@ -20,7 +20,7 @@ class RopeConfig:
     """Rotary position embedding.
 
     Args:
-        kind: one of `ROPE_KINDS`.
+        kind: one of `ROPE_KINDS`, or "none": nothing is turned.
         theta: base of the frequencies.
         factor: scaling factor of the kinds other than default.
         low_freq_factor, high_freq_factor, original_max_position: of llama3.
@@ -37,7 +37,7 @@ class RopeConfig:
     original_max_position: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ROPE_KINDS:
+        if self.kind not in (*ROPE_KINDS, "none"):
             raise ConfigError(f"rope: kind is {self.kind!r}; supported are {', '.join(ROPE_KINDS)}")
         for name in ("theta", "factor", "low_freq_factor", "high_freq_factor"):
             value = getattr(self, name)

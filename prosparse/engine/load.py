@@ -12,10 +12,10 @@ from .. import machine
 from ..config import ModelConfig, SamplingParams
 from ..errors import UserError
 from ..model.attention import Attention
-from ..model.decoder import FFN, Decoder
+from ..model.decoder import FFN, Decoder, Ends
 from ..placement import choose
 from ..plan import Plan, fingerprint
-from ..sparsity import DenseFFN, ExactFFN, PredictedFFN, Selector
+from ..sparsity import DenseFFN, ExactFFN, PredictedFFN, Selector, other_ffn
 from ..weights import Checkpoint, ModelWeights, load_weights, resolve_model
 from ..weights.names import check_names
 from ..weights.neuron_profile import content_key
@@ -113,14 +113,22 @@ def assemble(
         predictor.check_fits(fingerprint(config), content, config.layers, config.neurons, config.hidden)
     blocks: list[tuple[Attention, FFN]] = []
     for layer, (own, how) in enumerate(zip(tensors.layers, plan.layers, strict=True)):
-        attention = Attention(config, layer, own.attention_norm, own.qkv, own.qkv_bias, own.o)
-        parts = (own.ffn_norm, config.norm_eps, own.gate, own.up, own.down, config.activation, config.residual_scale)
-        if how.mode == "predicted":
-            selector = Selector(_of_layer(predictor, layer), own.gate)
-            blocks.append((attention, PredictedFFN(*parts, selector=selector)))
-        else:
-            blocks.append((attention, FFN_OF_MODE[how.mode](*parts)))
-    return Decoder(config, tensors.embed, blocks, tensors.final_norm, tensors.lm_head, context)
+        attention = Attention(
+            config, layer, own.attention_norm, own.qkv, own.qkv_bias, own.o, own.attention_norm_bias, own.o_bias
+        )
+        ffn: FFN | None = other_ffn(config, own, how.mode)
+        if ffn is None:
+            assert own.up is not None, "an FFN without up projection is another block"
+            parts = (
+                own.ffn_norm, config.norm_eps, own.gate, own.up, own.down, config.activation, config.residual_scale,
+            )  # fmt: skip
+            if how.mode == "predicted":
+                ffn = PredictedFFN(*parts, selector=Selector(_of_layer(predictor, layer), own.gate))
+            else:
+                ffn = FFN_OF_MODE[how.mode](*parts)
+        blocks.append((attention, ffn))
+    ends = Ends(tensors.positions, tensors.project_in, tensors.project_out, tensors.final_norm_bias)
+    return Decoder(config, tensors.embed, blocks, tensors.final_norm, tensors.lm_head, context, ends)
 
 
 def _of_layer(predictor: Predictor | None, layer: int) -> LayerPredictor:

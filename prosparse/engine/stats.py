@@ -24,7 +24,7 @@ from .session import Session
 
 
 def activation_sparsity(session: Session, neurons: int) -> dict[str, Any] | None:
-    """Mean and per-layer share of exact zeros over the session's decode tokens."""
+    """Mean and per-layer share of exact zeros over the session's decode tokens, of so many neurons for each."""
     if not session.decode_tokens:
         return None
     active = session.tally[:, NONZERO].double() / (neurons * session.decode_tokens)
@@ -52,7 +52,7 @@ def request_stats(request: Request, session: Session, decoder: Decoder) -> dict[
     decoded = request.generated - 1
     seconds = request.last_at - request.first_at
     return {
-        "activation_sparsity": activation_sparsity(session, decoder.config.neurons),
+        "activation_sparsity": activation_sparsity(session, decoder.config.neurons_per_token),
         "prefill_tokens": request.prompt_tokens,
         "decode_tokens": decoded,
         "ttft_s": request.first_at - request.created_at,

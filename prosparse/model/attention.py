@@ -14,8 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from prosparse.kernels.attend import attend, visible
 from prosparse.kernels.checks import MAX_ROWS
 from prosparse.kernels.decode_layers import Glu, Layer
+from prosparse.kernels.layer_norm import normalize
 from prosparse.kernels.linear import linear
-from prosparse.kernels.rms_norm import rms_norm
 from prosparse.kernels.rotary_store import rotary_store
 from prosparse.kernels.weight import Weight
 
@@ -51,21 +51,31 @@ class Step:
 
 
 class Attention:
-    """residual -> residual + scale * o(attention(norm(residual)))
+    """residual -> residual + scale * o(attention(norm(residual))), or with `post_norm` norm(residual + scale * ...)
 
     Args:
         config: sizes and constants.
         layer: index of the layer in the cache.
-        norm: RMSNorm weight, [hidden] float32.
+        norm: weight of the norm, [hidden] float32.
         qkv: projections of query, key and value heads, in this order, [(heads + 2 kv_heads) * head_dim, hidden].
         qkv_bias: [(heads + 2 kv_heads) * head_dim] float32, or None.
         o: output projection, [hidden, heads * head_dim].
+        norm_bias, o_bias: [hidden] float32, or None; a norm without one is RMSNorm.
     """
 
     def __init__(
-        self, config: ModelConfig, layer: int, norm: Tensor, qkv: Weight, qkv_bias: Tensor | None, o: Weight
+        self,
+        config: ModelConfig,
+        layer: int,
+        norm: Tensor,
+        qkv: Weight,
+        qkv_bias: Tensor | None,
+        o: Weight,
+        norm_bias: Tensor | None = None,
+        o_bias: Tensor | None = None,
     ) -> None:
         self.layer, self.norm, self.qkv, self.qkv_bias, self.o = layer, norm, qkv, qkv_bias, o
+        self.norm_bias, self.o_bias, self.post_norm = norm_bias, o_bias, config.block == "post_norm"
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.norm_eps, self.scale, self.window = config.norm_eps, config.residual_scale, config.sliding_window
 
@@ -73,9 +83,12 @@ class Attention:
         """This block and the FFN after it, for the op that computes whole layers."""
         return Layer(self.norm, self.qkv, self.qkv_bias, self.o, ffn)
 
-    def __call__(self, residual: Tensor, step: Step, cache: KVCache) -> Tensor:
-        """residual is [tokens, hidden] float32, the tokens of one sequence adjacent; so is the result."""
-        x = linear(rms_norm(residual, self.norm, self.norm_eps), self.qkv)
+    def __call__(self, residual: Tensor, step: Step, cache: KVCache, onto: Tensor | None = None) -> Tensor:
+        """residual is [tokens, hidden] float32, the tokens of one sequence adjacent; so is the result.
+
+        `onto` is what the output is added to in a parallel block, where it is not the residual.
+        """
+        x = linear(residual if self.post_norm else self._normed(residual), self.qkv)
         if self.qkv_bias is not None:
             x = x + self.qkv_bias
         attended = []
@@ -85,7 +98,13 @@ class Attention:
             q = rotary_store(x[own], step.cos[own], step.sin[own], keys, values, start)
             attended.append(self._attend(q, keys, values, start))
         out = linear(attended[0] if len(attended) == 1 else torch.cat(attended), self.o)
-        return torch.add(residual, out, alpha=self.scale)
+        if self.o_bias is not None:
+            out = out + self.o_bias
+        out = torch.add(residual if onto is None else onto, out, alpha=self.scale)
+        return self._normed(out) if self.post_norm else out
+
+    def _normed(self, residual: Tensor) -> Tensor:
+        return normalize(residual, self.norm, self.norm_bias, self.norm_eps)
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
         """One sequence: q [rows, heads, head_dim] over keys and values [kv_heads, length, head_dim]."""

@@ -8,14 +8,15 @@ FFN keep their meaning.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from prosparse.kernels import cpu
 from prosparse.kernels.decode_layers import DecodeLayers, Glu
+from prosparse.kernels.layer_norm import normalize
 from prosparse.kernels.linear import linear
-from prosparse.kernels.rms_norm import rms_norm
 from prosparse.kernels.weight import Weight
 
 from ..config import ModelConfig
@@ -37,7 +38,26 @@ class FFN(Protocol):
         """Bytes of weights that decode steps had to read which tallied this."""
 
     def glu(self) -> Glu | None:
-        """What `decode` computes, where that is a plain gated FFN: then a kernel may do whole layers in its stead."""
+        """What `decode` computes, where that is one gated FFN: then a kernel may do whole layers in its stead."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """What lies between the tables of tokens and the blocks in some families.
+
+    Args:
+        positions: learned embeddings, added to those of tokens, [max_position + position_offset, hidden] float32.
+        project_in, project_out: [hidden, embed_width] and [embed_width, hidden], where the tables are narrower.
+        final_norm_bias: [hidden] float32.
+    """
+
+    positions: Tensor | None = None
+    project_in: Weight | None = None
+    project_out: Weight | None = None
+    final_norm_bias: Tensor | None = None
+
+
+PLAIN_ENDS = Ends()
 
 
 class Decoder:
@@ -47,9 +67,10 @@ class Decoder:
         config: sizes and constants.
         embed: token embeddings, [vocab, hidden].
         blocks: attention and FFN of each layer.
-        final_norm: RMSNorm weight, [hidden] float32.
+        final_norm: weight of the last norm, [hidden] float32; None for none.
         lm_head: [vocab, hidden]; the same object as `embed` when tied.
         context: the longest sequence, tokens.
+        ends: what some families have beside these.
     """
 
     def __init__(
@@ -57,12 +78,13 @@ class Decoder:
         config: ModelConfig,
         embed: Weight,
         blocks: Sequence[tuple[Attention, FFN]],
-        final_norm: Tensor,
+        final_norm: Tensor | None,
         lm_head: Weight,
         context: int,
+        ends: Ends = PLAIN_ENDS,
     ) -> None:
         self.config, self.embed, self.blocks, self.final_norm, self.lm_head = config, embed, blocks, final_norm, lm_head
-        self.context, self.device = context, embed.codes.device
+        self.context, self.device, self.ends = context, embed.codes.device, ends
         self.rope = RopeTable(config.rope, config.head_dim, config.max_position, context, self.device)
         self._whole_layers = self._fuse() if self.device.type == "cpu" and cpu.available() else None
 
@@ -78,9 +100,12 @@ class Decoder:
             final hidden states, [tokens, hidden] float32, for `logits`.
         """
         step = Step.at((slot,), (start,), token_ids.numel(), self.rope)
-        residual = self._embed(token_ids)
+        residual = self._embed(token_ids, step)
         for attention, ffn in self.blocks:
-            residual = ffn.prefill(attention(residual, step, cache))
+            if self.config.block == "parallel":
+                residual = attention(residual, step, cache, onto=ffn.prefill(residual))
+            else:
+                residual = ffn.prefill(attention(residual, step, cache))
         return self._finish(residual)
 
     def decode(
@@ -97,17 +122,24 @@ class Decoder:
             final hidden states, [len(slots) * rows, hidden] float32, for `logits`.
         """
         step = Step.at(slots, starts, token_ids.shape[1], self.rope)
-        residual = self._embed(token_ids.flatten())
+        residual = self._embed(token_ids.flatten(), step)
         if self._whole_layers is not None:
             residual = self._whole_layers(residual, cache.keys, cache.values, step.cos, step.sin, slots, starts, tally)
         else:
             for layer, (attention, ffn) in enumerate(self.blocks):
-                residual = ffn.decode(attention(residual, step, cache), tally[layer])
+                if self.config.block == "parallel":
+                    residual = attention(residual, step, cache, onto=ffn.decode(residual, tally[layer]))
+                else:
+                    residual = ffn.decode(attention(residual, step, cache), tally[layer])
         return self._finish(residual)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, [tokens, vocab] float32, from final hidden states."""
         return linear(hidden, self.lm_head)
+
+    def with_blocks(self, blocks: Sequence[tuple[Attention, FFN]]) -> Decoder:
+        """The same model over the same tables with other blocks."""
+        return Decoder(self.config, self.embed, blocks, self.final_norm, self.lm_head, self.context, self.ends)
 
     def _fuse(self) -> DecodeLayers | None:
         """All layers as one op, if every FFN block allows it."""
@@ -120,9 +152,21 @@ class Decoder:
         config = self.config
         return DecodeLayers(layers, config.norm_eps, config.residual_scale, config.sliding_window)
 
-    def _embed(self, token_ids: Tensor) -> Tensor:
-        return self.embed.rows_of(token_ids).mul_(self.config.embed_scale)
+    def _embed(self, token_ids: Tensor, step: Step) -> Tensor:
+        residual = self.embed.rows_of(token_ids).mul_(self.config.embed_scale)
+        if self.ends.project_in is not None:
+            residual = linear(residual, self.ends.project_in)
+        if self.ends.positions is not None:
+            first = self.config.position_offset or 0
+            for i, start in enumerate(step.starts):
+                own = slice(i * step.rows, (i + 1) * step.rows)
+                residual[own] += self.ends.positions[first + start : first + start + step.rows]
+        return residual
 
     def _finish(self, residual: Tensor) -> Tensor:
-        hidden = rms_norm(residual, self.final_norm, self.config.norm_eps)
-        return hidden.mul_(self.config.logit_scale)
+        hidden = residual
+        if self.final_norm is not None:
+            hidden = normalize(residual, self.final_norm, self.ends.final_norm_bias, self.config.norm_eps)
+        if self.ends.project_out is not None:
+            hidden = linear(hidden, self.ends.project_out)
+        return hidden * self.config.logit_scale

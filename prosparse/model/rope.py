@@ -40,9 +40,13 @@ def _llama3(frequency: Tensor, rope: RopeConfig) -> Tensor:
 
 
 class RopeTable:
-    """cos and sin of every position of the context, [context, head_dim / 2] float32."""
+    """cos and sin of every position of the context, [context, head_dim / 2] float32; of no angle for kind "none"."""
 
     def __init__(self, rope: RopeConfig, head_dim: int, max_position: int, context: int, device: torch.device) -> None:
+        if rope.kind == "none":  # x * 1 - y * 0 has the bits of x
+            self.cos = torch.ones(context, head_dim // 2, device=device)
+            self.sin = torch.zeros_like(self.cos)
+            return
         frequency = inverse_frequencies(rope, head_dim, max_position, context)
         angle = torch.outer(torch.arange(context, dtype=torch.float32), frequency).to(device)
         self.cos, self.sin = angle.cos(), angle.sin()

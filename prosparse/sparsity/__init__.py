@@ -1,7 +1,20 @@
 """Which neurons: the FFN blocks of the decoder, and what selects."""
 
+from .experts import ExpertsFFN
 from .ffn import DenseFFN, ExactFFN
+from .of_layer import other_ffn
+from .plain import PlainDenseFFN, PlainExactFFN, PlainFFN
 from .predicted import PredictedFFN
 from .selectors import Selector
 
-__all__ = ["DenseFFN", "ExactFFN", "PredictedFFN", "Selector"]
+__all__ = [
+    "DenseFFN",
+    "ExactFFN",
+    "ExpertsFFN",
+    "PlainDenseFFN",
+    "PlainExactFFN",
+    "PlainFFN",
+    "PredictedFFN",
+    "Selector",
+    "other_ffn",
+]

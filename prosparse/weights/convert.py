@@ -28,10 +28,11 @@ from .finite import check_finite
 from .folder import resolve_model
 from .formats import KEY, PACKED, VERSION, Formats, agree, check_asked, stored_formats
 from .load import has_own_lm_head
-from .names import TABLES, Names, check_names, expected_shapes, format_of, is_down, packed_shape
+from .names import check_names, expected_shapes, format_of, is_down, is_matrix, packed_shape
 from .output import check_free, write_weights
 from .pickled import PickledCheckpoint
 from .reader import block_workers, copy_matrix
+from .tables import Names, names_of
 from .work_folder import fingerprint, work_folder
 from .writer import Entry
 
@@ -85,7 +86,7 @@ def convert(
     with work_folder("convert", target, sum(entry.nbytes for entry in entries), made_of) as work:
         write_weights(work, entries, SHARD_BYTES, progress)
         _copy_files(folder, work)
-        _write_config(folder, work, formats, opened.dtype(TABLES[config.family].layer.gate.format(0)))
+        _write_config(folder, work, formats, opened.dtype(names_of(config).layer.gate.format(0, 0)))
         with Checkpoint(work) as written:
             check_names(written, config)
     return target
@@ -97,7 +98,7 @@ def _open(folder: Path) -> Source:
 
 
 def _entries(source: Source, config: ModelConfig, formats: Formats) -> Iterator[Entry]:
-    names, sizes = TABLES[config.family], expected_shapes(config)
+    names, sizes = names_of(config), expected_shapes(config)
     sizes[names.lm_head] = sizes[names.embed]
     # a .bin holds a tied lm_head as a second name of the embedding
     tied = config.tied_embeddings and not has_own_lm_head(source, names)
@@ -105,8 +106,9 @@ def _entries(source: Source, config: ModelConfig, formats: Formats) -> Iterator[
         if names.harmless.fullmatch(name) or (tied and name == names.lm_head):
             continue
         size = sizes[name]
-        fmt = formats.weights if len(size) == 1 else format_of(name, names, formats, tied)
-        if len(size) == 2 and fmt in PACKED:
+        whole = is_matrix(names, name, size)
+        fmt = format_of(name, names, formats, tied) if whole else formats.weights
+        if whole and fmt in PACKED:
             yield _packed(source, name, size, names, fmt)
         else:
             dtype = FLOATS.get(fmt, source.dtype(name))

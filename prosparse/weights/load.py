@@ -6,16 +6,19 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from prosparse.kernels.weight import FORMAT_OF_DTYPE, bytes_per_row
+from prosparse.kernels.weight import FORMAT_OF_DTYPE, Weight, bytes_per_row
 
 from ..config import ModelConfig
+from ..errors import UserError
 from .checkpoint import Checkpoint
 from .formats import Formats, agree, check_asked, stored_formats
 from .model_weights import LayerWeights, ModelWeights
-from .names import TABLES, Names, bias_of, check_names, expected_shapes, format_of, is_down
+from .names import bias_of, check_names, expected_shapes, format_of, is_down, is_matrix
 from .pickled import PickledCheckpoint
 from .reader import Progress, Reader, block_workers
+from .tables import Names, names_of
 
 log = logging.getLogger("prosparse")
 
@@ -45,12 +48,14 @@ def load_weights(
 
     Raises:
         CheckpointError: the checkpoint does not hold this model, or a weight is NaN or infinite (in its format).
-        UserError: no such weight format, or not one that a converted folder can give.
+        UserError: no such weight format, or not one that a converted folder can give; a layout for other models.
         MachineError: not enough memory.
     """
+    if layouts is not None and "bundled" in layouts and (config.experts or not config.gated):
+        raise UserError("load: layout bundled is for layers of one gated FFN, which this model has not; use rows")
     with checkpoint:
         check_names(checkpoint, config)
-        formats = choose_formats(checkpoint, TABLES[config.family], Formats(fmt, lm_head))
+        formats = choose_formats(checkpoint, names_of(config), Formats(fmt, lm_head))
         with block_workers() as workers:
             reader = Reader(checkpoint, expected_shapes(config), torch.device(device), workers, progress)
             return _load(reader, config, formats, layouts or ["rows"] * config.layers)
@@ -62,7 +67,7 @@ def choose_formats(checkpoint: Checkpoint, names: Names, asked: Formats) -> Form
     formats = agree("load", checkpoint.folder, asked, stored_formats(checkpoint.folder))
     weights = formats.weights
     if weights == "auto":
-        weights = FORMAT_OF_DTYPE[checkpoint.dtype(names.layer.gate.format(0))]
+        weights = FORMAT_OF_DTYPE[checkpoint.dtype(names.layer.gate.format(0, 0))]
         if weights == "fp32":
             log.info("%s stores fp32; it is loaded as bf16 (--weights fp32 keeps it)", checkpoint.folder)
             weights = "bf16"
@@ -78,7 +83,7 @@ def has_own_lm_head(checkpoint: Checkpoint | PickledCheckpoint, names: Names) ->
 
 
 def _load(reader: Reader, config: ModelConfig, formats: Formats, layouts: Sequence[str]) -> ModelWeights:
-    checkpoint, names, sizes = reader.checkpoint, TABLES[config.family], reader.sizes
+    checkpoint, names, sizes = reader.checkpoint, names_of(config), reader.sizes
     tied = config.tied_embeddings
     if tied and has_own_lm_head(checkpoint, names):
         log.warning(
@@ -87,28 +92,72 @@ def _load(reader: Reader, config: ModelConfig, formats: Formats, layouts: Sequen
         tied, sizes[names.lm_head] = False, sizes[names.embed]
     total = 0
     for name, size in sizes.items():
-        if len(size) == 2:
+        if is_matrix(names, name, size):
             rows, columns = reversed(size) if is_down(names, name) else size
             total += rows * bytes_per_row(format_of(name, names, formats, tied), columns)
     reader.expect(total, formats.weights)
     embed = reader.matrix(format_of(names.embed, names, formats, tied), names.embed)
+    project_in, project_out = (
+        reader.matrix(formats.weights, name) if name in sizes else None
+        for name in (names.project_in, names.project_out)
+    )
     return ModelWeights(
         embed=embed,
         layers=[_layer(reader, names, i, config, formats.weights, layout) for i, layout in enumerate(layouts)],
-        final_norm=reader.vector(names.final_norm),
+        final_norm=_vector(reader, names.final_norm),
+        final_norm_bias=_vector(reader, bias_of(names.final_norm)),
+        positions=_vector(reader, names.positions),
+        project_in=project_in,
+        project_out=project_out,
         lm_head=embed if tied else reader.matrix(formats.lm_head, names.lm_head),
     )
 
 
 def _layer(reader: Reader, names: Names, layer: int, config: ModelConfig, fmt: str, layout: str) -> LayerWeights:
     n = names.layer
-    qkv = [pattern.format(layer) for pattern in (n.q, n.k, n.v)]
-    gate, up, down = (pattern.format(layer) for pattern in (n.gate, n.up, n.down))
-    attention_norm, ffn_norm = reader.vector(n.attention_norm.format(layer)), reader.vector(n.ffn_norm.format(layer))
-    bias = reader.vector(*map(bias_of, qkv)) if config.attention_bias else None
-    joined, o, opening = reader.matrix(fmt, *qkv), reader.matrix(fmt, n.o.format(layer)), reader.matrix(fmt, gate)
+    gates, ups, downs = (
+        [pattern.format(layer, expert) for expert in range(config.ffns)] if pattern else []
+        for pattern in (n.gate, n.up, n.down)
+    )
+    qkv = list(dict.fromkeys(pattern.format(layer) for pattern in (n.q, n.k, n.v)))
+    order = _split_heads(config) if len(qkv) == 1 else None
+    qkv_bias = _vector(reader, *map(bias_of, qkv))
+    joined, o, gate = (
+        reader.matrix(fmt, *qkv, order=order),
+        reader.matrix(fmt, n.o.format(layer)),
+        reader.matrix(fmt, *gates),
+    )
+    up: Weight | None
     if layout == "bundled":
-        pair = reader.bundle(fmt, up, down)
+        up, down = reader.bundle(fmt, ups[0], downs[0])
     else:
-        pair = reader.matrix(fmt, up), reader.matrix(fmt, down, transpose=True)
-    return LayerWeights(attention_norm, joined, bias, o, ffn_norm, opening, *pair)
+        up, down = reader.matrix(fmt, *ups) if ups else None, reader.matrix(fmt, *downs, transpose=True)
+    return LayerWeights(
+        attention_norm=reader.vector(n.attention_norm.format(layer)),
+        qkv=joined,
+        qkv_bias=qkv_bias if qkv_bias is None or order is None else qkv_bias[order],
+        o=o,
+        ffn_norm=reader.vector(n.ffn_norm.format(layer)),
+        gate=gate,
+        up=up,
+        down=down,
+        attention_norm_bias=_vector(reader, bias_of(n.attention_norm.format(layer))),
+        o_bias=_vector(reader, bias_of(n.o.format(layer))),
+        ffn_norm_bias=_vector(reader, bias_of(n.ffn_norm.format(layer))),
+        gate_bias=_vector(reader, bias_of(n.gate.format(layer, 0))),
+        down_bias=_vector(reader, bias_of(n.down.format(layer, 0))),
+        router=_vector(reader, n.router.format(layer)),
+    )
+
+
+def _vector(reader: Reader, *names: str) -> Tensor | None:
+    """A norm, a bias or a small table; None for what this model has not."""
+    return reader.vector(*names) if all(name in reader.sizes for name in names) else None
+
+
+def _split_heads(config: ModelConfig) -> Tensor:
+    """Where q, k and v, one below the other, lie in a matrix that holds them key head by key head: [rows]."""
+    group = config.heads // config.kv_heads
+    row = torch.arange((config.heads + 2 * config.kv_heads) * config.head_dim)
+    fused = row.view(config.kv_heads, group + 2, config.head_dim)
+    return torch.cat([fused[:, :group].flatten(), fused[:, group].flatten(), fused[:, group + 1].flatten()])

@@ -1,13 +1,10 @@
-"""What tensors are called in a checkpoint, and the check that a checkpoint holds exactly the model of its config.
+"""Which tensors a model of some config has, and the check that a checkpoint holds exactly the model of its config.
 
 A tensor that is missing, has another shape, or that prosparse does not know is fatal: running without it would compute
 something else.
 """
 
 from __future__ import annotations
-
-import re
-from dataclasses import dataclass
 
 import torch
 
@@ -19,55 +16,7 @@ from ..errors import CheckpointError
 from .checkpoint import Checkpoint, listed
 from .formats import KEY, PACKED, Formats, stored_formats
 from .pickled import PickledCheckpoint
-
-
-@dataclass(frozen=True)
-class LayerNames:
-    """Tensor names of one layer; {} is the number of the layer. Biases hang on a projection's name."""
-
-    attention_norm: str
-    q: str
-    k: str
-    v: str
-    o: str
-    ffn_norm: str
-    gate: str
-    up: str
-    down: str
-
-
-@dataclass(frozen=True)
-class Names:
-    """Tensor names of a family."""
-
-    embed: str
-    final_norm: str
-    lm_head: str
-    layer: LayerNames
-    layer_number: re.Pattern[str]
-    harmless: re.Pattern[str]
-
-
-LLAMA = Names(
-    embed="model.embed_tokens.weight",
-    final_norm="model.norm.weight",
-    lm_head="lm_head.weight",
-    layer=LayerNames(
-        attention_norm="model.layers.{}.input_layernorm.weight",
-        q="model.layers.{}.self_attn.q_proj.weight",
-        k="model.layers.{}.self_attn.k_proj.weight",
-        v="model.layers.{}.self_attn.v_proj.weight",
-        o="model.layers.{}.self_attn.o_proj.weight",
-        ffn_norm="model.layers.{}.post_attention_layernorm.weight",
-        gate="model.layers.{}.mlp.gate_proj.weight",
-        up="model.layers.{}.mlp.up_proj.weight",
-        down="model.layers.{}.mlp.down_proj.weight",
-    ),
-    layer_number=re.compile(r"model\.layers\.(\d{1,9})\."),
-    # tables of the rotary embedding, which old versions of transformers saved and every engine computes itself
-    harmless=re.compile(r".*\.rotary_emb\.(inv_freq|cos_cached|sin_cached)"),
-)
-TABLES = {"llama": LLAMA, "minicpm": LLAMA, "bamboo": LLAMA}
+from .tables import LayerNames, Names, names_of
 
 
 def bias_of(weight: str) -> str:
@@ -77,34 +26,59 @@ def bias_of(weight: str) -> str:
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """{name: shape} of every tensor that a checkpoint of this config must hold, as Hugging Face stores it."""
-    names = TABLES[config.family]
+    names, hidden, width = names_of(config), config.hidden, config.embed_width or config.hidden
+    shapes: dict[str, tuple[int, ...]] = {names.embed: (config.vocab, width)}
+    if config.position_offset is not None:
+        shapes[names.positions] = (config.max_position + config.position_offset, hidden)
+    if config.embed_width is not None:
+        shapes |= {names.project_in: (hidden, width), names.project_out: (width, hidden)}
+    if config.final_norm:
+        shapes[names.final_norm] = (hidden,)
+        if config.norm == "layer":
+            shapes[bias_of(names.final_norm)] = (hidden,)
+    if not config.tied_embeddings:
+        shapes[names.lm_head] = (config.vocab, width)
+    of_layer = layer_shapes(config, names.layer)
+    for layer in range(config.layers):
+        for pattern, shape in of_layer.items():
+            for expert in range(config.ffns if pattern.count("{}") == 2 else 1):
+                shapes[pattern.format(layer, expert)] = shape
+    return shapes
+
+
+def layer_shapes(config: ModelConfig, n: LayerNames) -> dict[str, tuple[int, ...]]:
+    """{name with its {}: shape} of what a layer holds, an expert standing for all."""
     hidden, neurons = config.hidden, config.neurons
     q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {names.embed: (config.vocab, hidden), names.final_norm: (hidden,)}
-    if not config.tied_embeddings:
-        shapes[names.lm_head] = (config.vocab, hidden)
-    for layer in range(config.layers):
-        for pattern, shape in (
-            (names.layer.attention_norm, (hidden,)),
-            (names.layer.q, (q_rows, hidden)),
-            (names.layer.k, (kv_rows, hidden)),
-            (names.layer.v, (kv_rows, hidden)),
-            (names.layer.o, (hidden, q_rows)),
-            (names.layer.ffn_norm, (hidden,)),
-            (names.layer.gate, (neurons, hidden)),
-            (names.layer.up, (neurons, hidden)),
-            (names.layer.down, (hidden, neurons)),
-        ):
-            name = pattern.format(layer)
+    fused = n.q == n.k
+    matrices: dict[str, tuple[tuple[int, ...], bool]] = {  # shape, has a bias
+        n.attention_norm: ((hidden,), config.norm == "layer"),
+        n.q: ((q_rows + 2 * kv_rows if fused else q_rows, hidden), config.attention_bias),
+        **({} if fused else dict.fromkeys((n.k, n.v), ((kv_rows, hidden), config.attention_bias))),
+        n.o: ((hidden, q_rows), config.output_bias),
+        n.ffn_norm: ((hidden,), config.norm == "layer"),
+        n.gate: ((neurons, hidden), config.ffn_bias),
+        n.up: ((neurons, hidden), config.ffn_bias),
+        n.down: ((hidden, neurons), config.ffn_bias),
+        n.router: ((config.experts, hidden), False),
+    }
+    shapes = {}
+    for name, (shape, has_bias) in matrices.items():
+        if name:
             shapes[name] = shape
-            if config.attention_bias and pattern in (names.layer.q, names.layer.k, names.layer.v):
+            if has_bias:
                 shapes[bias_of(name)] = shape[:1]
     return shapes
 
 
+def is_matrix(names: Names, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is held in a weight format; norms, biases and `Names.floats` are not."""
+    return len(shape) == 2 and not name.endswith(names.floats)
+
+
 def is_down(names: Names, name: str) -> bool:
     """Whether a tensor is a down projection, which is read with one neuron per row."""
-    return name.endswith(names.layer.down.split("{}")[1])
+    return name.endswith(names.layer.down.split("{}")[-1])
 
 
 def format_of(name: str, names: Names, formats: Formats, tied: bool) -> str:
@@ -128,7 +102,7 @@ def check_names(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig)
             config.json says.
         ConfigError, UnsupportedError: what config.json says of packed tensors cannot be read.
     """
-    names, folder = TABLES[config.family], checkpoint.folder
+    names, folder = names_of(config), checkpoint.folder
     stored = stored_formats(folder)
     numbers = [int(found[1]) for name in checkpoint.names() if (found := names.layer_number.match(name))]
     layers = max(numbers, default=-1) + 1
@@ -144,7 +118,7 @@ def check_names(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig)
             f"{folder}: {len(missing)} of {len(expected)} tensors are missing: {listed(missing)}; download the folder "
             f"again{tie}"
         )
-    known = expected | {names.lm_head: (config.vocab, config.hidden)}
+    known = expected | {names.lm_head: expected[names.embed]}
     unknown = [name for name in checkpoint.names() if name not in known and not names.harmless.fullmatch(name)]
     if unknown:
         raise CheckpointError(
@@ -155,7 +129,7 @@ def check_names(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig)
     for name, shape in known.items():
         if name not in checkpoint:
             continue
-        fmt = "" if stored is None or len(shape) == 1 else format_of(name, names, stored, tied)
+        fmt = format_of(name, names, stored, tied) if stored and is_matrix(names, name, shape) else ""
         packed = fmt in PACKED
         if packed:
             shape = packed_shape(name, shape, names, fmt)

@@ -59,6 +59,7 @@ def copy_matrix(
     columns: int,
     workers: Executor,
     transpose: bool = False,
+    order: Tensor | None = None,
 ) -> None:
     """Fill `out` with a matrix in some format.
 
@@ -69,6 +70,7 @@ def copy_matrix(
         columns: of the result.
         workers: see `block_workers`.
         transpose: the columns of a float matrix become rows; a packed one is stored that way.
+        order: which row of the source becomes each row, [rows] int64; not with transpose. None is as stored.
 
     Raises:
         CheckpointError: weights or scales that are not finite.
@@ -81,10 +83,11 @@ def copy_matrix(
 
     def copy_block(start: int) -> None:
         rows = slice(start, start + BLOCK_ROWS)
+        taken = rows if order is None else order[rows]
         if stored_so:
-            out[rows].copy_(source[rows])
+            out[rows].copy_(source[taken])
             return
-        block = source[:, rows].t() if transpose else source[rows]
+        block = source[:, rows].t() if transpose else source[taken]
         if packed:
             block = block.contiguous()
             check_finite(checkpoint, name, block)
@@ -134,16 +137,15 @@ class Reader:
         if self.device.type == "cpu":
             self.empty = Arena(total).empty
 
-    def matrix(self, fmt: str, *parts: str, transpose: bool = False) -> Weight:
-        """One matrix, or several one below the other; transposed means its columns become rows."""
-        rows, columns = sum(self.sizes[name][0] for name in parts), self.sizes[parts[0]][1]
-        if transpose:
-            rows, columns = columns, rows
-        codes = self.empty((rows, width(fmt, columns)), dtype=FORMATS[fmt])
+    def matrix(self, fmt: str, *parts: str, transpose: bool = False, order: Tensor | None = None) -> Weight:
+        """One matrix, or several one below the other; transposed means that columns become rows, see `copy_matrix`."""
+        sizes = [self.sizes[name][::-1] if transpose else self.sizes[name] for name in parts]
+        columns = sizes[0][1]
+        codes = self.empty((sum(size[0] for size in sizes), width(fmt, columns)), dtype=FORMATS[fmt])
         start = 0
-        for name in parts:
-            end = start + (rows if transpose else self.sizes[name][0])
-            copy_matrix(self.checkpoint, name, codes[start:end], fmt, columns, self.workers, transpose)
+        for name, size in zip(parts, sizes, strict=True):
+            end = start + size[0]
+            copy_matrix(self.checkpoint, name, codes[start:end], fmt, columns, self.workers, transpose, order)
             start = end
         return self._finished(codes, fmt, columns)[0]
 
@@ -157,7 +159,7 @@ class Reader:
         return first, second
 
     def vector(self, *parts: str) -> Tensor:
-        """Norm weights and biases are always float32: they are few."""
+        """Norm weights, biases and small tables are always float32: they are few."""
         vectors = [self.checkpoint.read(name).float() for name in parts]
         for name, vector in zip(parts, vectors, strict=True):
             check_finite(self.checkpoint, name, vector)

@@ -10,6 +10,9 @@ import pytest
 from prosparse.config import ModelConfig, RopeConfig
 from prosparse.errors import ConfigError, MissingFileError, UnsupportedError
 
+MOE = {"model_type": "minicpm", "hidden_act": "silu", "num_experts": 8}
+OPT = {"model_type": "opt"}
+FALCON = {"model_type": "falcon", "activation": "relu", "new_decoder_architecture": True}
 LLAMA = json.loads((Path(__file__).parent.parent / "fixtures" / "configs" / "relullama-7b.json").read_text())
 MINICPM = json.loads((Path(__file__).parent.parent / "fixtures" / "configs" / "minicpm-s-1b-sft.json").read_text())
 
@@ -83,12 +86,26 @@ def test_value_of_the_wrong_type_or_range(key, values):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"model_type": "opt"}, "model_type is 'opt'.*supported are llama, sparsellama, minicpm, bamboo"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'.*are llama, sparsellama, minicpm, bamboo, opt, falcon .ReluLL"),
         ({"model_type": "minicpm3"}, "model_type is 'minicpm3'"),
-        ({"model_type": None, "architectures": ["FalconForCausalLM"]}, "architectures is .*Falcon"),
+        ({"model_type": None, "architectures": ["MixtralForCausalLM"]}, "architectures is .*Mixtral"),
         ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'; llama models run with relu, fatrelu, relu2, silu"),
         ({"model_type": "bamboo", "hidden_act": "silu"}, "bamboo models run with relu, fatrelu"),
-        ({"num_experts": 8}, "num_experts is 8"),
+        ({"num_experts": 8}, "num_experts is 8; of models with experts only MiniCPM-MoE runs"),
+        ({"model_type": "minicpm", "num_experts": 8}, "num_experts is 8 and hidden_act 'relu'; experts run with silu"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; llama models run with relu, fatrelu, relu2, silu, swish$"),
+        (
+            {"model_type": "opt", "activation_function": "gelu"},
+            "activation_function is 'gelu'; opt models run",
+        ),
+        ({"model_type": "opt", "layer_norm_elementwise_affine": False}, "only norms with weights run"),
+        (
+            {"model_type": "falcon"},
+            "activation is not given, which means 'gelu'; falcon models run.*ReluFalcon",
+        ),
+        ({"model_type": "falcon", "activation": "gelu"}, "activation is 'gelu'; falcon models run with relu"),
+        ({"model_type": "falcon", "activation": "relu", "alibi": True}, "alibi is true; Falcon runs with rotary"),
+        ({"model_type": "falcon", "activation": "relu", "parallel_attn": False}, "parallel_attn is false"),
         ({"attention_bias": True}, "attention_bias is true"),
         ({"mlp_bias": True}, "mlp_bias is true"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
@@ -114,6 +131,14 @@ def test_what_is_not_supported_is_named(keys, message):
         ({"hidden_act": "fatrelu", "hidden_act_param": -0.1}, "hidden_act_param must be .*got -0.1"),
         ({"hidden_act": "fatrelu", "hidden_act_param": "0.1"}, "hidden_act_param must be .*a string"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling: factor must be given"),
+        ({**MOE, "num_experts_per_tok": None}, "num_experts_per_tok must be given"),
+        ({**MOE, "num_experts_per_tok": 9}, "num_experts_per_tok must be at most num_experts .8., got 9"),
+        (
+            {**OPT, "num_attention_heads": 33},
+            "num_attention_heads must be such that hidden_size .4096.",
+        ),
+        ({**FALCON, "num_kv_heads": 3}, "num_kv_heads must be a divisor of num_attention_heads .32., got 3"),
+        ({**FALCON, "num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn must be 1 or 2 with new_decoder_architect"),
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope_scaling: factor must be at least 1"),
         ({"rope_parameters": {"rope_type": 3}}, "rope_parameters: rope_type must be a string"),
         (

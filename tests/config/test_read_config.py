@@ -34,6 +34,13 @@ MODELS = {
     "relullama-70b": ("llama", (8192, 28672, 80, 64, 8, 128, 32000, 2048), RELU, False, RopeConfig()),
     "bamboo-base": ("bamboo", (4096, 14336, 32, 32, 8, 128, 32000, 32768), DRELU, False, RopeConfig()),
     "turbosparse-mistral": ("bamboo", (4096, 14336, 32, 32, 8, 128, 32064, 32768), DRELU, False, RopeConfig()),
+    "minicpm-moe-8x2b": ("minicpm", (2304, 5760, 40, 36, 36, 64, 122753, 4096), SILU, True, RopeConfig()),
+    "opt-125m": ("opt", (768, 3072, 12, 12, 12, 64, 50272, 2048), RELU, True, RopeConfig("none")),
+    "opt-350m": ("opt", (1024, 4096, 24, 16, 16, 64, 50272, 2048), RELU, True, RopeConfig("none")),
+    "opt-6.7b": ("opt", (4096, 16384, 32, 32, 32, 128, 50272, 2048), RELU, True, RopeConfig("none")),
+    "opt-66b": ("opt", (9216, 36864, 64, 72, 72, 128, 50272, 2048), RELU, True, RopeConfig("none")),
+    "falcon-7b-relu": ("falcon", (4544, 18176, 32, 71, 1, 64, 65024, 2048), RELU, True, RopeConfig()),
+    "falcon-40b-relu": ("falcon", (8192, 32768, 60, 128, 8, 64, 65024, 2048), RELU, True, RopeConfig()),
     "llama-v5": ("llama", (2048, 8192, 16, 32, 8, 64, 128256, 131072), Activation("relu2"), True, LLAMA3_ROPE),
 }  # fmt: skip
 SHAPE_OF = {

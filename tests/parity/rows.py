@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from float64_forward import forward
+from float64_plain import forward_plain
 from tiny_engine import make_model
+from tiny_families import write_experts, write_falcon, write_opt
 from tiny_tokenizer import VOCAB
 from torch import Tensor
 
@@ -19,6 +22,9 @@ CONFIGS = Path(__file__).parent.parent / "fixtures" / "configs"
 GROUPED = {"hidden": 48, "neurons": 80, "heads": 6, "kv_heads": 2, "head_dim": 8}
 FULL = {"hidden": 48, "neurons": 80, "heads": 6, "kv_heads": 6, "head_dim": 8}
 MISTRAL = {"hidden": 48, "neurons": 80, "heads": 4, "kv_heads": 1, "head_dim": 12}
+EXPERTS = {"hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 6, "num_key_value_heads": 6}
+OPT = {"hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 192, "num_attention_heads": 4, "bos_token_id": 1}
+FALCON = {"hidden_size": 48, "num_attention_heads": 6, "bos_token_id": 1}
 HF_NAME = {
     "hidden": "hidden_size", "neurons": "intermediate_size", "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads", "layers": "num_hidden_layers", "vocab": "vocab_size",
@@ -32,14 +38,16 @@ class Row:
     Args:
         model: as the table names it.
         config: file of tests/fixtures/configs, as published.
-        sizes: of the small weights, arguments of `write_tiny`.
+        sizes: of the small weights: arguments of `write_tiny`, or keys of config.json where `write` is given.
         changes: keys that other repositories of the same row, or the small size, have otherwise.
+        write: writes the small folder of a config; None is `write_tiny`.
     """
 
     model: str
     config: str
     sizes: dict[str, Any]
     changes: dict[str, Any] = field(default_factory=dict)
+    write: Callable[[Path, dict[str, Any]], Path] | None = None
 
     def published(self) -> dict[str, Any]:
         """The keys of config.json at full size."""
@@ -49,6 +57,8 @@ class Row:
     def make(self, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
         """A folder with small weights, the published keys and a tokenizer."""
         keys = self.published()
+        if self.write is not None:
+            return self.write(folder, keys | {"vocab_size": VOCAB, "num_hidden_layers": 3} | self.sizes)
         sizes = {"vocab": VOCAB, "layers": 3, **self.sizes}
         tied = keys.get("tie_word_embeddings", keys["architectures"] == ["MiniCPMForCausalLM"])
         make_model(folder, tied=tied, dtype=dtype, **sizes)
@@ -58,6 +68,8 @@ class Row:
 
     def expected(self, folder: Path, ids: list[int]) -> Tensor:
         """Logits of every position in float64, [tokens, vocab]."""
+        if self.write in (write_opt, write_falcon):
+            return forward_plain(folder, ids)
         return forward(folder, ids).logits
 
 
@@ -80,5 +92,10 @@ ROWS = [
     Row("MiniCPM-2B dpo", "minicpm-2b-sft", FULL, {"max_position_embeddings": 2048, "torch_dtype": "float32"}),
     Row("MiniCPM-2B llama format", "minicpm-2b-sft", FULL, LLAMA_FORMAT),
     Row("MiniCPM-2B 128k", "minicpm-2b-128k", {**FULL, "vocab": 264}),
+    Row("MiniCPM-MoE-8x2B", "minicpm-moe-8x2b", EXPERTS, write=write_experts),
+    Row("OPT-125M to 66B", "opt-6.7b", OPT, write=write_opt),
+    Row("OPT-350M", "opt-350m", {**OPT, "word_embed_proj_dim": 40}, write=write_opt),
+    Row("Falcon-7B with ReLU", "falcon-7b-relu", FALCON, write=write_falcon),
+    Row("Falcon-40B, 180B with ReLU", "falcon-40b-relu", {**FALCON, "num_kv_heads": 2}, write=write_falcon),
 ]
-SILU = [row for row in ROWS if row.published()["hidden_act"] == "silu"]
+SILU = [row for row in ROWS if row.write is None and row.published()["hidden_act"] == "silu"]

@@ -66,7 +66,7 @@ Activation read_activation(const char* op, int64_t kind, double threshold, bool 
 
 int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate, const Activation& activation,
                   const Looked& looked, bool all, const Course& course, const Matrix* up, const Matrix* down,
-                  int32_t* ids, float* value) {
+                  int32_t* ids, float* value, const float* bias) {
   int64_t n = 0;
   for (int64_t first = 0; first < looked.n; first += kRows) {
     const void* rows[kRows];
@@ -74,12 +74,14 @@ int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate,
     float g[kRows * kMaxTokens];
     kernels.dot[gate.format](rows, course.ahead(first).rows, x.prepared, x.prepared_bytes, x.tokens, x.columns, g);
     for (int64_t i = 0; i < std::min(kRows, looked.n - first); ++i) {
+      const int64_t neuron = looked.at(first + i);
+      if (bias != nullptr)
+        for (int64_t t = 0; t < x.tokens; ++t) g[i * x.tokens + t] += bias[neuron];
       bool open = all;
       for (int64_t t = 0; t < x.tokens; ++t) open |= activation.opens(g[i * x.tokens + t]);
       if (!open) continue;
-      const int64_t neuron = looked.at(first + i);
-      if (up != nullptr && are_few(n, neuron - looked.begin)) {
-        request(*up, neuron);
+      if (down != nullptr && are_few(n, neuron - looked.begin)) {
+        if (up != nullptr) request(*up, neuron);
         request(*down, neuron);
       }
       for (int64_t t = 0; t < x.tokens; ++t) value[n * x.tokens + t] = activation.value(g[i * x.tokens + t]);
@@ -144,6 +146,11 @@ void Ffn::add_down(const Listed& listed, const Course& course, int64_t start, co
 Tally Ffn::add(const Listed& listed, const Course& course, int64_t start, float* product, int32_t* live,
                float* y) const {
   multiply_up(listed, course, start, product);
+  return add_products(listed, course, start + listed.n, product, live, y);
+}
+
+Tally Ffn::add_products(const Listed& listed, const Course& course, int64_t start, const float* product, int32_t* live,
+                        float* y) const {
   int64_t nonzero = 0, n_live = 0;
   for (int64_t k = 0; k < listed.n; ++k) {
     int64_t needed = 0;
@@ -151,7 +158,7 @@ Tally Ffn::add(const Listed& listed, const Course& course, int64_t start, float*
     if (needed > 0 || dense) live[n_live++] = static_cast<int32_t>(k);
     nonzero += needed;
   }
-  add_down(listed, course, start + listed.n, product, live, n_live, y);
+  add_down(listed, course, start, product, live, n_live, y);
   return {listed.n, n_live, nonzero};
 }
 
@@ -208,6 +215,7 @@ Given read_list(const char* op, const Tensor& index, const Tensor& count, int64_
 void add_chunks(const Glu& glu, const Input& x, Partials& partials, const Upcoming& upcoming) {
   const RowKernels& kernels = row_kernels();
   const Ffn ffn{kernels, x, glu.up, glu.down, glu.activation, glu.dense};
+  const Matrix* up = glu.has_up ? &glu.up : nullptr;
   const Chunks chunks(glu.gate.rows);
   Workspace& memory = workspace();
   int32_t* ids = memory.listed.at_least(glu.gate.rows);
@@ -237,25 +245,28 @@ void add_chunks(const Glu& glu, const Input& x, Partials& partials, const Upcomi
     else
       course.add(glu.gate, looked.ids, looked.n);
     if (glu.dense) {
-      course.add(glu.up, begin, size);
+      if (up != nullptr) course.add(*up, begin, size);
       course.add(glu.down, begin, size);
     }
     course.add(scanned, then, then_size);
     Tally done;
     if (looked.ids != nullptr) done.predicted = looked.n;
-    const int64_t n = scan_gate(kernels, x, glu.gate, glu.activation, looked, glu.dense, course,
-                                glu.dense ? nullptr : &glu.up, glu.dense ? nullptr : &glu.down, own, value + at);
+    const int64_t n =
+        scan_gate(kernels, x, glu.gate, glu.activation, looked, glu.dense, course, glu.dense ? nullptr : up,
+                  glu.dense ? nullptr : &glu.down, own, value + at, glu.gate_bias);
     if (n > 0) {
       const Listed listed{own, n, value + at, x.tokens, 1};
       int64_t start = looked.n;
       if (!glu.dense && !are_few(n, size)) {
         start = 0;
         course = Course();
-        course.add(glu.up, listed.ids, n);
+        if (up != nullptr) course.add(*up, listed.ids, n);
         course.add(glu.down, listed.ids, n);
         course.add(scanned, then, then_size);
       }
-      done += ffn.add(listed, course, start, product + at, live + begin, partials.clear(chunk));
+      float* y = partials.clear(chunk);
+      done += up != nullptr ? ffn.add(listed, course, start, product + at, live + begin, y)
+                            : ffn.add_products(listed, course, start, value + at, live + begin, y);
     }
     partials.count(chunk, done);
     upcoming.request(chunk, seat);

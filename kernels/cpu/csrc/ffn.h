@@ -66,10 +66,10 @@ struct Looked {
 
 // Scans gate rows and lists the neurons that some token opens, or all of them: ids[k], value[k * tokens + t]; ids may be
 // those that are looked at. Of a neuron that opens, rows of up and down (if given) are asked for at once. `course` starts
-// with the gate rows.
+// with the gate rows. `bias` (if given) is added to the pre-activations.
 int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate, const Activation& activation,
                   const Looked& looked, bool all, const Course& course, const Matrix* up, const Matrix* down,
-                  int32_t* ids, float* value);
+                  int32_t* ids, float* value, const float* bias = nullptr);
 
 // What was done, in the order of kernels/tally.py.
 struct Tally {
@@ -94,6 +94,10 @@ struct Ffn {
   // y += the listed neurons. product [n, tokens] and live [n] are scratch. From `start` on the course holds what is to
   // be prefetched while the up rows, then the down rows are used.
   Tally add(const Listed& listed, const Course& course, int64_t start, float* product, int32_t* live, float* y) const;
+
+  // The same where product is known; up is not read.
+  Tally add_products(const Listed& listed, const Course& course, int64_t start, const float* product, int32_t* live,
+                     float* y) const;
 
  private:
   void multiply_up(const Listed& listed, const Course& course, int64_t start, float* product) const;
@@ -152,6 +156,8 @@ struct Glu {
   Matrix gate, up, down;
   Activation activation;
   bool dense;
+  bool has_up = true;
+  const float* gate_bias = nullptr;
   const Asked* asked = nullptr;  // what says which neurons to look at: this,
   const Given* given = nullptr;  // or this; else all are
 

@@ -18,6 +18,7 @@ from ...engine.session import Session
 from ...errors import UnsupportedError
 from ...model.decoder import Decoder
 from ...plan import fingerprint
+from ...sparsity import PlainFFN
 from ...sparsity.ffn import GatedFFN
 from ...weights.neuron_profile import content_key
 from ..compare import losses
@@ -27,7 +28,7 @@ from .subject import Facts, Look
 class WatchedFFN:
     """The prefill of an FFN block, looked at; a measurement needs nothing else of a block."""
 
-    def __init__(self, ffn: GatedFFN, layer: int, look: Look) -> None:
+    def __init__(self, ffn: GatedFFN | PlainFFN, layer: int, look: Look) -> None:
         self._ffn, self._layer, self._look = ffn, layer, look
 
     def prefill(self, residual: Tensor) -> Tensor:
@@ -50,9 +51,9 @@ class EngineSubject:
 
     def __init__(self, engine: Engine, name: str | None = None) -> None:
         self.engine, config = engine, engine.config
-        self._ffns: list[GatedFFN] = []
+        self._ffns: list[GatedFFN | PlainFFN] = []
         for _, ffn in engine.decoder.blocks:
-            if not isinstance(ffn, GatedFFN):
+            if not isinstance(ffn, GatedFFN | PlainFFN):
                 raise UnsupportedError(f"measure: {type(ffn).__name__} is no FFN that can be looked into")
             self._ffns.append(ffn)
         decoder = engine.decoder
@@ -61,9 +62,9 @@ class EngineSubject:
         self.facts = Facts(
             name=name or config.family,
             fingerprint=fingerprint(config),
-            content=content_key([*norms, decoder.final_norm]),
+            content=content_key([*norms, *([] if decoder.final_norm is None else [decoder.final_norm])]),
             activation=str(config.activation),
-            gated=True,
+            gated=config.gated,
             layers=config.layers,
             neurons=config.neurons,
             hidden=config.hidden,

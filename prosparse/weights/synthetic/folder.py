@@ -18,8 +18,8 @@ from prosparse.kernels.weight import FLOATS
 from ...config import ModelConfig
 from ...errors import UnsupportedError
 from ..model_weights import LayerWeights
-from ..names import TABLES
 from ..output import check_free, new_folder, write_weights
+from ..tables import names_of
 from ..writer import Entry
 from .knobs import Knobs, settle
 from .matrices import MatrixMaker, weight_bytes
@@ -146,7 +146,7 @@ class _Parts:
 
 
 def _entries(config: ModelConfig, made: Synthesis, dtype: torch.dtype) -> list[Entry]:
-    names, parts, hidden = TABLES[config.family], _Parts(made), config.hidden
+    names, parts, hidden = names_of(config), _Parts(made), config.hidden
     table = (config.vocab, hidden)
     entries = [Entry(names.embed, table, dtype, lambda: made.embed.codes.cpu())]
     for number in range(config.layers):
@@ -160,7 +160,7 @@ def _entries(config: ModelConfig, made: Synthesis, dtype: torch.dtype) -> list[E
 
 def _layer_tensors(config: ModelConfig) -> list[tuple[str, tuple[int, ...], Pick]]:
     """Name, shape and place of what a layer has in a checkpoint."""
-    n, hidden, neurons = TABLES[config.family].layer, config.hidden, config.neurons
+    n, hidden, neurons = names_of(config).layer, config.hidden, config.neurons
     q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
     v_start = q_rows + kv_rows
     return [
