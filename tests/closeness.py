@@ -65,6 +65,11 @@ class Bounded:
         rounding = LAMBDA * math.sqrt(weight.shape[0]) * EPS / 2 * size
         return Bounded(self.value @ weight, rounding + self.error @ weight.abs())
 
+    def plus(self, exact: Tensor) -> Bounded:
+        """The sum with exact numbers, rounded once."""
+        value = self.value + exact.double()
+        return Bounded(value, self.error + EPS / 2 * (value.abs() + self.error))
+
     def __mul__(self, other: Bounded) -> Bounded:
         value = self.value * other.value
         error = self.value.abs() * other.error + self.error * (other.value.abs() + other.error)
