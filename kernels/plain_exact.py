@@ -39,7 +39,7 @@ def plain_exact(
         gate_bias: [neurons] float32, added before the activation, or None.
         down_bias: [hidden] float32, added to every token's sum, or None.
         activation: any that makes zeros, without ReLU on up.
-        tally: [3] int64 counters on x's device, see `kernels.tally`; what this call did is added.
+        tally: [4] int64 counters on x's device, see `kernels.tally`; what this call did is added.
 
     Returns:
         [tokens, hidden], dtype of x, accumulated in fp32.

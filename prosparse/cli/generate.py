@@ -69,6 +69,10 @@ def summary(stats: dict[str, Any]) -> str:
         parts.append(f"{stats['decode_tokens']} decode tokens at {stats['tokens_per_s']:.1f} tokens/s")
     if stats["activation_sparsity"]:
         parts.append(f"activation sparsity {stats['activation_sparsity']['mean']:.1%}")
+        if stats["predicted_sparsity"]:
+            parts.append(f"predicted sparsity {stats['predicted_sparsity']['mean']:.1%}")
+        if stats["audit"] and stats["audit"]["recall"]["mean"] is not None:
+            parts.append(f"recall {stats['audit']['recall']['mean']:.2%} in {stats['audit']['steps']} audited steps")
         parts.append(f"{stats['bytes_per_token'] / 1e6:.1f} MB read per token")
     return "; ".join(parts) + f" ({stats['kernels']})"
 

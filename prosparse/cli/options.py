@@ -7,7 +7,18 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-LOADING = ("mode", "weights", "lm_head", "device", "threads", "context", "fatrelu_threshold", "plan", "predictor")
+LOADING = (
+    "mode",
+    "weights",
+    "lm_head",
+    "device",
+    "threads",
+    "context",
+    "fatrelu_threshold",
+    "plan",
+    "predictor",
+    "audit",
+)
 SAMPLING = (
     "max_new_tokens",
     "temperature",
@@ -41,6 +52,9 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fatrelu-threshold", type=float, metavar="T", help="run the gate with FATReLU at T; 0 is ReLU")
     group.add_argument("--plan", metavar="FILE", help="how each layer runs, from a plan file")
     group.add_argument("--predictor", metavar="FILE", help="guess the active neurons, with a predictor from a file")
+    group.add_argument(
+        "--audit", type=int, metavar="N", help="check the predictor every N steps; --stats says its recall"
+    )
 
 
 def add_formats(group: argparse._ActionsContainer, default: str) -> None:

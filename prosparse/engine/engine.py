@@ -35,8 +35,15 @@ class Engine:
     """
 
     def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer, plan: Plan, model_sampling: SamplingParams, kv_dtype: torch.dtype
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        plan: Plan,
+        model_sampling: SamplingParams,
+        kv_dtype: torch.dtype,
+        audit: int = 0,
     ) -> None:
+        self.audit = audit
         self.decoder, self.tokenizer, self.plan = decoder, tokenizer, plan
         self.model_sampling, self.kv_dtype = model_sampling, kv_dtype
         self.stats: dict[str, Any] = {}
@@ -203,7 +210,7 @@ class Engine:
         return ids
 
     def _session(self, prompts: int) -> Session:
-        return Session(self.decoder, self.kv_dtype, prompts, self.context)
+        return Session(self.decoder, self.kv_dtype, prompts, self.context, self.audit)
 
     def _finished(self, request: Request, session: Session) -> Generation:
         self.stats = request_stats(request, session, self.decoder)

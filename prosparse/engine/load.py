@@ -20,6 +20,7 @@ from ..weights import Checkpoint, ModelWeights, load_weights, resolve_model
 from ..weights.names import check_names
 from ..weights.neuron_profile import content_key
 from ..weights.predictor import LayerPredictor, Predictor
+from .audit import check_every
 from .engine import Engine
 from .tokenizer import Tokenizer
 
@@ -44,6 +45,7 @@ def load(
     fatrelu_threshold: float | None = None,
     plan: Plan | str | Path | None = None,
     predictor: Predictor | str | Path | None = None,
+    audit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Load a model and make it ready to run.
@@ -63,6 +65,7 @@ def load(
         fatrelu_threshold: run the gate with FATReLU at this threshold instead of what the config says; 0 is ReLU.
         plan: a Plan or its file; None makes one from `mode`.
         predictor: a Predictor or its file, for mode predicted; None is the `predictor.safetensors` of the folder.
+        audit: every so many decode steps, compare what is predicted with what is active; `engine.stats` has the recall.
         progress: called with (bytes done, bytes in all) while weights are read.
 
     Raises:
@@ -96,7 +99,7 @@ def load(
     held = fmt if head == fmt else f"{fmt} (lm_head {head})"
     log.info("%s: %s weights, mode %s (%s)", name, held, chosen.mode, chosen.reason)
     kv_dtype = torch.float32 if fmt == "fp32" else torch.bfloat16
-    return Engine(decoder, tokenizer, chosen, model_sampling, kv_dtype)
+    return Engine(decoder, tokenizer, chosen, model_sampling, kv_dtype, check_every(audit, chosen.mode))
 
 
 def assemble(
@@ -109,7 +112,7 @@ def assemble(
     """
     if predictor is not None:
         norms = [norm for own in tensors.layers for norm in (own.attention_norm, own.ffn_norm)]
-        content = content_key([*norms, tensors.final_norm])
+        content = content_key(norm for norm in (*norms, tensors.final_norm) if norm is not None)
         predictor.check_fits(fingerprint(config), content, config.layers, config.neurons, config.hidden)
     blocks: list[tuple[Attention, FFN]] = []
     for layer, (own, how) in enumerate(zip(tensors.layers, plan.layers, strict=True)):

@@ -16,6 +16,7 @@ from prosparse.kernels.tally import new_tally
 
 from ..model.cache import KVCache
 from ..model.decoder import Decoder
+from .audit import Audit
 from .request import Request
 
 Progress = Callable[[int, int], None]
@@ -30,12 +31,14 @@ class Session:
         kv_dtype: of the cache.
         slots: how many sequences decode together, 1 to `MAX_ROWS`.
         context: positions per sequence.
+        audit: steps from one audit of the predictor to the next; 0 for none.
     """
 
-    def __init__(self, decoder: Decoder, kv_dtype: torch.dtype, slots: int, context: int) -> None:
+    def __init__(self, decoder: Decoder, kv_dtype: torch.dtype, slots: int, context: int, audit: int = 0) -> None:
         self.decoder = decoder
         self.cache = KVCache(decoder.config, min(slots, MAX_ROWS), context, kv_dtype, decoder.device)
         self.tally = new_tally(decoder.device, decoder.config.layers)
+        self.audit = Audit(decoder, audit) if audit else None
         self.steps = self.decode_tokens = self.positions_read = 0
 
     @torch.inference_mode()
@@ -48,7 +51,8 @@ class Session:
     @torch.inference_mode()
     def decode(self, token_ids: Tensor, slots: tuple[int, ...], starts: tuple[int, ...]) -> Tensor:
         """One step: token_ids [slots, rows] at `starts`; returns logits [slots * rows, vocab] float32."""
-        hidden = self.decoder.decode(token_ids.to(self.decoder.device), slots, starts, self.cache, self.tally)
+        watch = None if self.audit is None else self.audit.of_step(self.steps)
+        hidden = self.decoder.decode(token_ids.to(self.decoder.device), slots, starts, self.cache, self.tally, watch)
         self.steps += 1
         self.decode_tokens += token_ids.numel()
         window, rows = self.decoder.config.sliding_window, token_ids.shape[1]

@@ -7,7 +7,7 @@ FFN keep their meaning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -109,7 +109,13 @@ class Decoder:
         return self._finish(residual)
 
     def decode(
-        self, token_ids: Tensor, slots: tuple[int, ...], starts: tuple[int, ...], cache: KVCache, tally: Tensor
+        self,
+        token_ids: Tensor,
+        slots: tuple[int, ...],
+        starts: tuple[int, ...],
+        cache: KVCache,
+        tally: Tensor,
+        watch: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """One step of some sequences, several rows each if speculation asks for them.
 
@@ -117,20 +123,22 @@ class Decoder:
             token_ids: [len(slots), rows] int64.
             slots, starts: place in the cache and length so far of each sequence.
             tally: [layers, 4] int64, see `kernels.tally`; what each layer's FFN did is added.
+            watch: called with (layer, residual) before each FFN; the step is then walked block by block.
 
         Returns:
             final hidden states, [len(slots) * rows, hidden] float32, for `logits`.
         """
         step = Step.at(slots, starts, token_ids.shape[1], self.rope)
         residual = self._embed(token_ids.flatten(), step)
-        if self._whole_layers is not None:
+        if self._whole_layers is not None and watch is None:
             residual = self._whole_layers(residual, cache.keys, cache.values, step.cos, step.sin, slots, starts, tally)
         else:
             for layer, (attention, ffn) in enumerate(self.blocks):
-                if self.config.block == "parallel":
-                    residual = attention(residual, step, cache, onto=ffn.decode(residual, tally[layer]))
-                else:
-                    residual = ffn.decode(attention(residual, step, cache), tally[layer])
+                between = residual if self.config.block == "parallel" else attention(residual, step, cache)
+                if watch is not None:
+                    watch(layer, between)
+                after = ffn.decode(between, tally[layer])
+                residual = attention(residual, step, cache, onto=after) if between is residual else after
         return self._finish(residual)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor, float32
+from torch import Tensor
 
 from prosparse.kernels.weight import Weight
 
@@ -57,7 +58,7 @@ class LayerPredictor:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"predictor: kind is {self.kind!r}; supported are {', '.join(KINDS)}")
-        if self.offset.dim() != 1 or self.offset.dtype != float32 or bool(self.offset.isnan().any()):
+        if self.offset.dim() != 1 or self.offset.dtype != torch.float32 or bool(self.offset.isnan().any()):
             raise UserError(
                 f"predictor: offset must be [neurons] float32 without NaN, got {list(self.offset.shape)} "
                 f"{self.offset.dtype}{' with NaN' if bool(self.offset.isnan().any()) else ''}; {REMAKE}"
@@ -133,11 +134,11 @@ class Predictor:
             if layer is None:
                 layers.append(None)
                 continue
-            tensors[f"{number}.offset"] = layer.offset.contiguous()
+            tensors[f"{number}.offset"] = layer.offset.clone()
             columns: dict[str, int | None] = {}
             for name, part in (("first", layer.first), ("second", layer.second)):
                 if part is not None:
-                    tensors[f"{number}.{name}"] = part.codes.contiguous()
+                    tensors[f"{number}.{name}"] = part.codes.clone(memory_format=torch.contiguous_format)
                     columns[name] = part.packed_columns
             layers.append(
                 {"kind": layer.kind, "relu": layer.relu, "un_normed": layer.un_normed, "packed_columns": columns}

@@ -87,7 +87,7 @@ def test_counts_the_bytes_of_the_chosen_experts(folder: Path) -> None:
     engine = prosparse.load(folder, weights="fp32")
     ffn, neurons = blocks(engine)[0], engine.config.neurons
     rows = 2 * neurons
-    assert ffn.bytes_read(1, rows, rows) == ffn.router.nbytes + 3 * rows * ffn.gate.row_bytes
+    assert ffn.bytes_read(1, [rows, rows, 0, 0]) == ffn.router.nbytes + 3 * rows * ffn.gate.row_bytes
     stats = engine.generate("abc", max_new_tokens=8).stats
     assert stats["activation_sparsity"]["mean"] == 0, "of the neurons of the two experts none is zero"
     rest = engine.decoder.lm_head.nbytes + sum(

@@ -101,7 +101,7 @@ def test_counts_the_zeros_of_the_formulas(tmp_path: Path) -> None:
     seen: list[Tensor] = []
     ffn: Any = engine.decoder.blocks[0][1]
     prefill = ffn.prefill
-    ffn.prefill = lambda residual: prefill(residual, lambda x, value, h: seen.append(h) or h)
+    ffn.prefill = lambda residual: prefill(residual, lambda _, x, value, h: seen.append(h) or h)
     session = Session(engine.decoder, engine.kv_dtype, 1, 64)
     for i, token in enumerate(ids):
         session.decode(torch.tensor([[token]]), (0,), (i,))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from predictors import predictor_of
 from tiny_engine import FP32_BOUND, assert_logits_close, decoded_logits, make_model, some_tokens
 
 import prosparse
@@ -53,7 +54,8 @@ def test_every_mode_runs_on_every_layout(folder: Path, engine: Engine) -> None:
             for mode in MODES
             for layout in LAYOUTS
         ]
-        engines = [prosparse.load(folder, weights=weights, plan=plan) for plan in plans]
+        all_named = predictor_of(engine)
+        engines = [prosparse.load(folder, weights=weights, plan=plan, predictor=all_named) for plan in plans]
         for plan, loaded in zip(plans, engines, strict=True):
             strides = {ffn.up.codes.stride(0) // ffn.up.codes.shape[1] for _, ffn in loaded.decoder.blocks}
             assert strides == {2 if plan.layers[0].layout == "bundled" else 1}
