@@ -9,20 +9,21 @@ from pathlib import Path
 import torch
 
 from .. import machine
-from ..config import ModelConfig, SamplingParams
+from ..config import ModelConfig
 from ..errors import UserError
 from ..model.attention import Attention
 from ..model.decoder import FFN, Decoder, Ends
 from ..placement import choose
 from ..plan import Plan, fingerprint
 from ..sparsity import DenseFFN, ExactFFN, PredictedFFN, Selector, other_ffn
-from ..weights import Checkpoint, ModelWeights, load_weights, resolve_model
+from ..weights import ModelWeights, load_weights, resolve_model
+from ..weights.formats import Formats
 from ..weights.names import check_names
 from ..weights.neuron_profile import content_key
 from ..weights.predictor import LayerPredictor, Predictor
 from .audit import check_every
 from .engine import Engine
-from .tokenizer import Tokenizer
+from .source import held_formats, open_source
 
 log = logging.getLogger("prosparse")
 
@@ -51,7 +52,7 @@ def load(
     """Load a model and make it ready to run.
 
     Args:
-        model: a folder in Hugging Face format with safetensors, or a hub id; None is the embedded model.
+        model: a folder in Hugging Face format with safetensors, a GGUF file, or a hub id; None is the embedded model.
         mode: "auto" is predicted where a predictor is given, exact where the activation makes zeros, else dense; or
             "dense", "exact" or "predicted".
         weights: "auto" is as stored, with fp32 held as bf16; "fp32", "fp16", "bf16", "int8" or "int4".
@@ -77,22 +78,24 @@ def load(
     torch_device = machine.resolve_device(device)
     if threads is not None:
         set_threads(threads)
-    folder = resolve_model(EMBEDDED_MODEL if model is None else model)
-    config = ModelConfig.from_hf(folder, fatrelu_threshold)
+    path = resolve_model(EMBEDDED_MODEL if model is None else model, gguf=True)
+    source = open_source(path, fatrelu_threshold)
+    config = source.config
     name = EMBEDDED_MODEL.name if model is None else str(model)
     for note in config.notes:
         log.warning("%s: %s", name, note)
     context = _check_context(context, config)
     # What is quick to read comes first, so that a fault in it is told before gigabytes are; of that the headers of the
     # weights, before anything is made to the sizes of a config that may be wrong.
-    checkpoint = Checkpoint(folder)
+    checkpoint = source.checkpoint()
     check_names(checkpoint, config)
-    predictor = _predictor(predictor, folder, mode, plan)
+    predictor = _predictor(predictor, source.path, mode, plan)
     chosen = _plan(plan, config, mode, predictor)
-    tokenizer, model_sampling = Tokenizer.load(folder, config), SamplingParams.from_hf(folder)
+    tokenizer, model_sampling = source.tokenizer(), source.sampling()
     layouts = [layer.layout for layer in chosen.layers]
+    asked = held_formats(checkpoint, Formats(dtype or weights, lm_head))
     tensors = load_weights(
-        checkpoint, config, dtype or weights, torch_device, progress, lm_head=lm_head, layouts=layouts
+        checkpoint, config, asked.weights, torch_device, progress, lm_head=asked.lm_head, layouts=layouts
     )
     decoder = assemble(config, tensors, chosen, context, predictor)
     fmt, head = tensors.layers[0].gate.format, tensors.lm_head.format

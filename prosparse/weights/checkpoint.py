@@ -130,7 +130,7 @@ def _find_weights(folder: Path) -> dict[Path, list[str]]:
             f"code; convert them once with `{command}`"
         )
     if found := [name for name in files if name.endswith(".gguf")]:
-        raise UnsupportedError(f"{folder}: {listed(found)}: GGUF is not read; use the original model in safetensors")
+        raise UnsupportedError(f"{folder}: no safetensors, but {listed(found)}; give the path of the GGUF file")
     found = [name for name in files if name.endswith(".safetensors")]
     beside = f" (it holds {listed(found)}, which prosparse does not know)" if found else ""
     raise CheckpointError(

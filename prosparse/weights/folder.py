@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..errors import MachineError, MissingFileError, UnsupportedError, UserError
+from .gguf import looks_like_gguf
 
 # owner/name on the Hugging Face Hub
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -13,30 +14,36 @@ FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 PICKLED_FILES = ["*.bin", "*.pt", "*.pth"]
 
 
-def resolve_model(model: str | Path, pickled: bool = False) -> Path:
+def resolve_model(model: str | Path, pickled: bool = False, gguf: bool = False) -> Path:
     """The folder of a model.
 
     Args:
         model: a folder, or an id of the Hugging Face Hub, which is downloaded into its cache first.
         pickled: download .bin weights as well, to convert them.
+        gguf: a GGUF file is a model too.
 
     Raises:
         MissingFileError: neither a folder nor an id.
-        UnsupportedError: a GGUF file, or an id of a model without safetensors.
+        UnsupportedError: a GGUF file where only folders will do, or an id of a model without safetensors.
         UserError: some other file, or an id that the Hub refuses.
         MachineError: the Hub cannot be reached and the cache does not hold the model.
     """
     path = Path(model)
     try:
-        exists = path.exists()
+        exists, is_gguf = path.exists(), path.is_file() and looks_like_gguf(path)
         if path.is_dir():
             next(path.iterdir(), None)
             return path
     except OSError as fault:
         raise UserError(f"{path}: cannot be read: {fault.strerror}") from None
     if exists:
-        if path.suffix == ".gguf":
-            raise UnsupportedError(f"{path}: GGUF is not read; use the folder of the original model in safetensors")
+        if is_gguf and gguf:
+            return path
+        if is_gguf:
+            raise UnsupportedError(
+                f"{path}: a GGUF file is run as it is, but not converted or evaluated from; use the folder of the "
+                "original model in safetensors"
+            )
         raise UserError(f"{path}: is a file; give the folder that holds config.json and the weights")
     if not MODEL_ID.fullmatch(str(model)):
         raise MissingFileError(

@@ -30,7 +30,7 @@ IMPOSTORS = {
     b"version https://git-lfs": "a Git LFS pointer, not the weights; run `git lfs pull` in the folder",
     b"<": "a web page, not the weights; download the file again",
     b"PK\x03\x04": "a PyTorch file with another name; rename it to .bin and run `prosparse convert`",
-    b"GGUF": "a GGUF file with another name; use the original model in safetensors",
+    b"GGUF": "a GGUF file with another name; give prosparse that file itself",
 }
 
 

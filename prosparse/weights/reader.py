@@ -21,6 +21,7 @@ from ..machine import available_memory
 from .checkpoint import Checkpoint
 from .finite import check_finite, check_scales
 from .formats import PACKED
+from .gguf import GgufCheckpoint
 from .memory import Arena
 from .pickled import PickledCheckpoint
 
@@ -75,10 +76,10 @@ def copy_matrix(
     Raises:
         CheckpointError: weights or scales that are not finite.
     """
-    source = checkpoint.read(name)
+    source = checkpoint.matrix(name) if isinstance(checkpoint, GgufCheckpoint) else checkpoint.read(name)
     packed = fmt in PACKED
-    stored_so = packed and source.dtype == out.dtype
-    if stored_so:
+    stored_so = isinstance(source, Tensor) and packed and source.dtype == out.dtype
+    if isinstance(source, Tensor) and stored_so:
         check_scales(checkpoint, name, source, columns)
 
     def copy_block(start: int) -> None:

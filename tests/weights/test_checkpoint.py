@@ -197,7 +197,7 @@ def test_folder_without_weights(tmp_path):
     with pytest.raises(CheckpointError, match="is a file; give the folder"):
         Checkpoint(tmp_path / "adapter_model.safetensors")
     (tmp_path / "model.gguf").touch()
-    with pytest.raises(UnsupportedError, match="model.gguf: GGUF is not read"):
+    with pytest.raises(UnsupportedError, match="no safetensors, but model.gguf; give the path of the GGUF file"):
         Checkpoint(tmp_path)
 
 

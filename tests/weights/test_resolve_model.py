@@ -38,8 +38,9 @@ def test_folder_is_itself_even_if_it_looks_like_an_id(tmp_path, monkeypatch, hub
 def test_file_is_no_model(tmp_path):
     (tmp_path / "model.gguf").touch()
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UnsupportedError, match="model.gguf: GGUF is not read"):
+    with pytest.raises(UnsupportedError, match="model.gguf: a GGUF file is run as it is"):
         resolve_model(tmp_path / "model.gguf")
+    assert resolve_model(tmp_path / "model.gguf", gguf=True) == tmp_path / "model.gguf"
     with pytest.raises(UserError, match="is a file; give the folder"):
         resolve_model(tmp_path / "model.safetensors")
 
