@@ -34,7 +34,9 @@ SAMPLING = (
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", nargs="?", help="folder with a Hugging Face model, or a hub id (default: the embedded model)"
+        "model",
+        nargs="?",
+        help="folder with a Hugging Face model, a GGUF file, or a hub id (default: the embedded model)",
     )
 
 

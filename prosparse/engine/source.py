@@ -11,7 +11,6 @@ from ..weights.formats import Formats
 from ..weights.gguf import GgufCheckpoint, GgufFile, read_config, read_gguf
 from .gguf_tokenizer import load_gguf_tokenizer
 from .tokenizer import Tokenizer
-from .tokenizer_files import load_pretrained
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +33,9 @@ class Source:
 
     def tokenizer(self) -> Tokenizer:
         """Raises TokenizerError."""
-        pretrained = load_pretrained(self.path) if self.gguf is None else load_gguf_tokenizer(self.gguf)
-        return Tokenizer(pretrained, self.config, self.path)
+        if self.gguf is None:
+            return Tokenizer.load(self.path, self.config)
+        return Tokenizer(load_gguf_tokenizer(self.gguf), self.config, self.path)
 
     def sampling(self) -> SamplingParams:
         """What generation_config.json recommends. Raises ConfigError."""

@@ -17,6 +17,7 @@ from unittest import mock
 from bad_inputs.case import Case
 from bad_inputs.converted import CONVERTED
 from bad_inputs.files import CONFIG, WEIGHTS
+from bad_inputs.gguf import GGUF
 from bad_inputs.text import COMMAND_LINE, PROMPTS, SAMPLING, TEXT
 from tiny_model import write_tiny
 from tiny_tokenizer import VOCAB, write_tokenizer
@@ -30,6 +31,7 @@ SECTIONS: dict[str, dict[str, list[Case]]] = {
     "config.json": CONFIG,
     "Weights": WEIGHTS,
     "Weight formats and converted folders": CONVERTED,
+    "GGUF files": GGUF,
     "Tokenizer and chat template": TEXT,
     "Prompts": PROMPTS,
     "Sampling": SAMPLING,

@@ -1,53 +1,25 @@
 """Config and safetensors header at random: a working engine or an error of ours, never a traceback, a hang, gigabytes.
 
-PROSPARSE_FUZZ_EXAMPLES=100000 python -m pytest tests/bad_inputs/test_fuzz.py   searches for minutes, with new examples
+bad_inputs/fuzzing.py says how to search for minutes.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import resource
-import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bad_inputs.case import FILE
-from hypothesis import HealthCheck, given, settings
+from bad_inputs.fuzzing import DAMAGE, MORE_MEMORY, NUMBERS, RANDOMLY, attempt, damaged, limited, seldom
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import FAMILIES, write_tiny
 from tiny_tokenizer import VOCAB, write_tokenizer
 
-from prosparse.engine import load
 from prosparse.engine.tokenizer_files import load_pretrained
-from prosparse.errors import ProsparseError
 
-EXAMPLES = int(os.environ.get("PROSPARSE_FUZZ_EXAMPLES", "120"))
-RANDOMLY = settings(
-    max_examples=EXAMPLES,
-    derandomize="PROSPARSE_FUZZ_EXAMPLES" not in os.environ,
-    database=None,
-    deadline=None,  # `limited` has one that a busy machine keeps
-    suppress_health_check=list(HealthCheck),
-)
-MORE_MEMORY = 2**30  # bytes that one example may add to the address space
-SECONDS = 30
-
-
-def seldom(strategy: st.SearchStrategy) -> st.SearchStrategy:
-    """None seven times of eight: little gets past damage of this kind."""
-    return st.integers(0, 7).flatmap(lambda n: strategy if n == 5 else st.none())
-
-
-# numbers at which sizes, products and conversions break
-NUMBERS = st.sampled_from(
-    [0, 1, -1, 2, 3, 4, 64, 95, 96, 97, 127, 2**31 - 1, 2**31, 2**40, 2**63 - 1, 2**63, 2**64, 10**400, 0.0, -0.0, 0.5,
-     1e-300, 1e300, float("nan"), float("inf"), float("-inf")]
-)  # fmt: skip
 WORDS = st.sampled_from(
     ["relu", "fatrelu", "silu", "llama3", "dynamic", "linear", "default", "minicpm", "", "\0", "\ud800"]
 )
@@ -70,8 +42,6 @@ KEYS = (
 CHANGES = st.dictionaries(
     st.sampled_from(KEYS), st.one_of(NUMBERS, st.integers(1, 300), WORDS, ROPES, VALUES), min_size=1, max_size=3
 )
-# some bytes put in and left out somewhere, as a bad disk or download does
-DAMAGE = seldom(st.tuples(st.floats(0, 1), st.binary(max_size=4), st.integers(0, 8)))
 
 
 @pytest.fixture(scope="module")
@@ -88,45 +58,6 @@ def one_tokenizer(models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> N
     """Reading it takes longer than all the rest, and it is not what is tried here."""
     pretrained = load_pretrained(models["llama"])
     monkeypatch.setattr("prosparse.engine.tokenizer.load_pretrained", lambda folder: pretrained)
-
-
-@contextmanager
-def limited() -> Iterator[None]:
-    """A large allocation fails, and a hang ends."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"more than {SECONDS} s")
-
-    handler = signal.signal(signal.SIGALRM, stop)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE_MEMORY, before[1]))
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        resource.setrlimit(resource.RLIMIT_AS, before)
-        signal.signal(signal.SIGALRM, handler)
-
-
-def attempt(folder: Path) -> bool:
-    """Whether the model runs; any other end than an error of ours is raised."""
-    with limited():
-        try:
-            load(folder).generate([3, 4, 5], max_new_tokens=2, ignore_eos=True)
-        except ProsparseError as error:
-            assert str(error).strip() and not str(error).startswith("cache:"), error
-            return False
-    return True
-
-
-def damaged(data: bytes, damage: tuple[float, bytes, int] | None) -> bytes:
-    """Bytes with some replaced by others, and as many more left out as the last number says."""
-    if damage is None:
-        return data
-    at = int(damage[0] * len(data))
-    return data[:at] + damage[1] + data[at + damage[2] :]
 
 
 def copied(source: Path, target: Path, name: str, data: bytes) -> None:

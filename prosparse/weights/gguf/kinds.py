@@ -98,14 +98,15 @@ class Blocks:
         self._stored, self._kind, self._unpack = stored, kind, kind.unpack
         self._order, self._transposed = order, transposed
 
-    def __getitem__(self, part: slice | tuple[slice, slice]) -> Tensor:
-        """float32 values of some rows, or of all rows and some columns; those begin at a multiple of a block."""
+    def __getitem__(self, part: slice | Tensor | tuple[slice, slice]) -> Tensor:
+        """float32 values of some rows, or of all rows and some columns; columns are cut where stored blocks are."""
         rows, columns = part if isinstance(part, tuple) else (part, slice(None))
         if self._transposed:
+            assert isinstance(rows, slice), "rows that are stored as columns are neighbours"
             return self._values(columns, rows).t()
         return self._values(rows, columns)
 
-    def _values(self, rows: slice, columns: slice) -> Tensor:
+    def _values(self, rows: slice | Tensor, columns: slice) -> Tensor:
         block, nbytes = self._kind.block, self._kind.nbytes
         picked = self._stored[rows] if self._order is None else self._stored[self._order[rows]]
         width = self._stored.shape[1] // nbytes * block
