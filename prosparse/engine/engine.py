@@ -7,7 +7,7 @@ import difflib
 import operator
 from collections.abc import Iterator, Sequence
 from numbers import Integral
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ..config import ModelConfig, SamplingParams
 from ..errors import UserError
 from ..model.decoder import Decoder
 from ..plan import Plan
+from .embeds import check_embeds
 from .request import Generation, Request
 from .session import PREFILL_CHUNK, Progress, Session
 from .stats import request_stats
@@ -68,9 +69,10 @@ class Engine:
 
     def generate(
         self,
-        prompt: Prompt | Sequence[Prompt],
+        prompt: Prompt | Sequence[Prompt] | None = None,
         params: SamplingParams | None = None,
         *,
+        inputs_embeds: Tensor | Sequence[Tensor] | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> Any:
@@ -79,6 +81,9 @@ class Engine:
         Args:
             prompt: a text or a sequence of token ids; or a list of those.
             params: how to choose and when to stop; greedy by default.
+            inputs_embeds: instead of a prompt, its embeddings, [tokens, hidden] fp32 | fp16 | bf16, or a list of those:
+                rows of `embed`, and between them what a vision tower made. They are taken as they are, as the model's
+                own code does: no scale is applied to them, and the repetition penalty does not see them.
             progress: called with (tokens done, tokens in all) while a prompt is read.
             options: fields of `SamplingParams` instead of params, e.g. max_new_tokens=64, temperature=0.8, seed=1;
                 sampling="model" starts from the model's generation_config.json.
@@ -88,13 +93,16 @@ class Engine:
             others.
 
         Raises:
-            UserError: an empty prompt, a token id outside the vocabulary, a prompt as long as the context, or an
-                unknown option.
+            UserError: an empty prompt, a token id outside the vocabulary, a prompt as long as the context, an unknown
+                option, or embeddings that are not finite or of another shape or dtype.
             MachineError: logits that are not finite, or no memory for the cache.
         """
-        several = is_batch(prompt)
-        prompts = cast(Sequence[Prompt], prompt) if several else [cast(Prompt, prompt)]
-        requests = self._requests(prompts, params, options)
+        if (prompt is None) == (inputs_embeds is None):
+            got = "neither" if prompt is None else "both"
+            raise UserError(f"generate: pass either a prompt or inputs_embeds, got {got}")
+        given: Any = inputs_embeds if prompt is None else prompt
+        several = isinstance(given, Sequence) if prompt is None else is_batch(prompt)
+        requests = self._requests(given if several else [given], params, options, prompt is None)
         session = self._session(len(requests))
         for _ in session.run(requests, progress):
             pass
@@ -148,14 +156,30 @@ class Engine:
         parts = [self.decoder.logits(hidden).cpu() for hidden in session.prefill(torch.tensor(ids), chunk=chunk)]
         return torch.cat(parts)
 
+    @torch.no_grad()  # a tensor of inference mode could not be written to, and rows of this one are to be replaced
+    def embed(self, token_ids: Sequence[int] | Tensor) -> Tensor:
+        """The embeddings of tokens as the first layer takes them, [tokens, hidden] float32 on the CPU.
+
+        Raises:
+            UserError: no tokens, or an id outside the vocabulary.
+        """
+        ids = self._check_ids(token_ids, "embed: token_ids", "a sequence of whole numbers")
+        return self.decoder.embed_tokens(torch.tensor(ids).to(self.decoder.device)).cpu()
+
     def _requests(
-        self, prompts: Sequence[Prompt], params: SamplingParams | None, options: dict[str, Any]
+        self, prompts: Sequence[Any], params: SamplingParams | None, options: dict[str, Any], embedded: bool = False
     ) -> list[Request]:
         if not prompts:
             raise UserError("generate: no prompt was given; pass a text or a list of at least one")
         params = self._params(params, options)
-        ids = [self._prompt_ids(prompt, i) for i, prompt in enumerate(prompts)]
-        return [Request(i, params, self.tokenizer, self.context, self.config.vocab) for i in ids]
+        checked: list[list[int] | Tensor] = []
+        for i, prompt in enumerate(prompts):
+            if embedded:
+                width = self.config.embed_width or self.config.hidden
+                checked.append(check_embeds(prompt, f"generate: inputs_embeds {i}", width, self.context))
+            else:
+                checked.append(self._prompt_ids(prompt, i))
+        return [Request(each, params, self.tokenizer, self.context, self.config.vocab) for each in checked]
 
     def _params(self, params: SamplingParams | None, options: dict[str, Any]) -> SamplingParams:
         start = options.pop("sampling", None)

@@ -37,7 +37,7 @@ class Request:
     """The state of one prompt: what it has, how it samples, when it ends.
 
     Args:
-        prompt_ids: at least one token.
+        prompt: ids of at least one token, or embeddings, [tokens, hidden].
         params: how to choose, when to stop.
         tokenizer: turns ids into text and knows the end-of-sequence tokens.
         context: the most tokens that prompt and text may have together.
@@ -46,18 +46,21 @@ class Request:
 
     def __init__(
         self,
-        prompt_ids: list[int],
+        prompt: list[int] | Tensor,
         params: SamplingParams,
         tokenizer: Tokenizer,
         context: int,
         vocab: int,
     ) -> None:
         self.params, self.eos_ids = params, frozenset() if params.ignore_eos else tokenizer.eos_ids
-        self.prompt_tokens = self.length = len(prompt_ids)
-        room = context - len(prompt_ids)
+        self.prompt_tokens = self.length = len(prompt)
+        room = context - len(prompt)
         self.limit = room if params.max_new_tokens is None else min(room, params.max_new_tokens)
-        self.ids = torch.empty(len(prompt_ids) + self.limit, dtype=torch.int64)  # prompt and text
-        self.ids[: self.length] = torch.tensor(prompt_ids)
+        self.ids = torch.empty(len(prompt) + self.limit, dtype=torch.int64)  # prompt and text
+        self.prompt = prompt if isinstance(prompt, Tensor) else torch.tensor(prompt)
+        self.first_id = len(prompt) if isinstance(prompt, Tensor) else 0  # embeddings have no ids
+        if not self.first_id:
+            self.ids[: self.length] = self.prompt
         self.sampler = Sampler(params, vocab)
         self.detokenizer, self.stops = Detokenizer(tokenizer), StopMatcher(params.stop)
         self.pieces: list[str] = []
@@ -82,7 +85,7 @@ class Request:
 
     def advance(self, logits: Tensor) -> str:
         """Choose the next token from logits [vocab] float32; returns the text that became certain."""
-        token = self.sampler.choose(logits, self.ids[: self.length])
+        token = self.sampler.choose(logits, self.ids[self.first_id : self.length])
         self.ids[self.length] = token
         self.length += 1
         self.last_at = time.perf_counter()

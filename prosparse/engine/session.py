@@ -43,10 +43,14 @@ class Session:
 
     @torch.inference_mode()
     def prefill(self, token_ids: Tensor, slot: int = 0, start: int = 0, chunk: int = PREFILL_CHUNK) -> Iterator[Tensor]:
-        """Add tokens [tokens] to a slot; yields the final hidden states of each chunk, [<= chunk, hidden] float32."""
+        """Add tokens to a slot; yields the final hidden states of each chunk, [<= chunk, hidden] float32.
+
+        Args:
+            token_ids: [tokens] int64, or embeddings, [tokens, hidden] float32.
+        """
         for part in token_ids.to(self.decoder.device).split(chunk):
             yield self.decoder.prefill(part, slot, start, self.cache)
-            start += part.numel()
+            start += len(part)
 
     @torch.inference_mode()
     def decode(self, token_ids: Tensor, slots: tuple[int, ...], starts: tuple[int, ...]) -> Tensor:
@@ -82,7 +86,7 @@ class Session:
     @torch.inference_mode()
     def _start(self, request: Request, slot: int, progress: Progress | None) -> str:
         done = 0
-        for hidden in self.prefill(request.ids[: request.length], slot):
+        for hidden in self.prefill(request.prompt, slot):
             last = hidden[-1:]
             done += len(hidden)
             if progress is not None:

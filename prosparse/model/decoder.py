@@ -92,15 +92,16 @@ class Decoder:
         """Add a chunk of one sequence's prompt.
 
         Args:
-            token_ids: [tokens] int64.
+            token_ids: [tokens] int64, or embeddings in their place, [tokens, embed_width or hidden] float32.
             slot: the sequence's place in the cache.
             start: how many tokens it already has there.
 
         Returns:
             final hidden states, [tokens, hidden] float32, for `logits`.
         """
-        step = Step.at((slot,), (start,), token_ids.numel(), self.rope)
-        residual = self._embed(token_ids, step)
+        step = Step.at((slot,), (start,), len(token_ids), self.rope)
+        embedded = token_ids.clone() if token_ids.is_floating_point() else self.embed_tokens(token_ids)
+        residual = self._enter(embedded, step)
         for attention, ffn in self.blocks:
             if self.config.block == "parallel":
                 residual = attention(residual, step, cache, onto=ffn.prefill(residual))
@@ -129,7 +130,7 @@ class Decoder:
             final hidden states, [len(slots) * rows, hidden] float32, for `logits`.
         """
         step = Step.at(slots, starts, token_ids.shape[1], self.rope)
-        residual = self._embed(token_ids.flatten(), step)
+        residual = self._enter(self.embed_tokens(token_ids.flatten()), step)
         if self._whole_layers is not None and watch is None:
             residual = self._whole_layers(residual, cache.keys, cache.values, step.cos, step.sin, slots, starts, tally)
         else:
@@ -144,6 +145,10 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, [tokens, vocab] float32, from final hidden states."""
         return linear(hidden, self.lm_head)
+
+    def embed_tokens(self, token_ids: Tensor) -> Tensor:
+        """Scaled embeddings of token_ids [tokens], [tokens, embed_width or hidden] float32."""
+        return self.embed.rows_of(token_ids).mul_(self.config.embed_scale)
 
     def with_blocks(self, blocks: Sequence[tuple[Attention, FFN]]) -> Decoder:
         """The same model over the same tables with other blocks."""
@@ -160,8 +165,8 @@ class Decoder:
         config = self.config
         return DecodeLayers(layers, config.norm_eps, config.residual_scale, config.sliding_window)
 
-    def _embed(self, token_ids: Tensor, step: Step) -> Tensor:
-        residual = self.embed.rows_of(token_ids).mul_(self.config.embed_scale)
+    def _enter(self, residual: Tensor, step: Step) -> Tensor:
+        """The residual of the first block from embeddings, which may be overwritten."""
         if self.ends.project_in is not None:
             residual = linear(residual, self.ends.project_in)
         if self.ends.positions is not None:

@@ -167,7 +167,7 @@ def test_an_empty_text_starts_from_bos_where_there_is_one(noise: Engine, folder:
         (["a", []], {}, "prompt 1 holds no token ids"),
         ([1.5, 2.5], {}, "prompt 0 must be a text or a sequence of whole numbers"),
         ([1, 2.5], {}, "prompt 0 must be a text or a sequence of whole numbers"),
-        (None, {}, "prompt 0 must be a text or a sequence of whole numbers"),
+        (None, {}, "pass either a prompt or inputs_embeds, got neither"),
         (torch.ones(1, 3, dtype=torch.int64), {}, "prompt 0 must be a text or a sequence of whole numbers"),
         ("a\ud800", {}, "lone surrogate"),
         ("a", {"max_tokens": 3}, "unknown option 'max_tokens'; did you mean max_new_tokens"),

@@ -13,7 +13,7 @@ from ...errors import CheckpointError
 from ..checkpoint import Checkpoint
 from ..formats import Formats
 from ..header import TensorInfo
-from ..names import LLAMA
+from ..tables import LLAMA
 from .file import GgufFile
 from .kinds import Blocks
 from .names import check_tensors, is_turned, row_order

@@ -14,7 +14,8 @@ from torch import Tensor
 from ...config import ModelConfig
 from ...errors import CheckpointError, UnsupportedError
 from ..checkpoint import listed
-from ..names import LLAMA, bias_of, expected_shapes
+from ..names import bias_of, expected_shapes
+from ..tables import LLAMA
 from .file import GgufFile
 
 LAYER = LLAMA.layer
