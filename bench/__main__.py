@@ -10,21 +10,51 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .cases import CASES, QUICK
+from .cases import CASES, QUICK, chosen, subjects
 from .run import run_cases
 from .table import render
 
+DESCRIPTION = """\
+Run the benchmark cases. Every case checks its ops before it times them; what is compared takes turns, call by call,
+beside a probe of the memory's bandwidth. Rows go to stdout or a file, a table to stderr.
+"""
+EPILOG = """\
+cases, by subject:
+{cases}
+
+examples:
+  python -m prosparse.bench --quick
+  python -m prosparse.bench --only ops --only prefill-1b-bf16 -o rows.jsonl
+  python -m prosparse.bench.compare before.jsonl after.jsonl
+  python -m prosparse.bench.plots rows.jsonl -o figures
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    cases = "\n".join(
+        f"  {subject:9}{' '.join(name for name in CASES if name.split('-')[0] == subject)}" for subject in subjects()
+    )
+    made = argparse.ArgumentParser(
+        prog="python -m prosparse.bench",
+        description=DESCRIPTION,
+        epilog=EPILOG.format(cases=cases),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}, and shorter")
+    made.add_argument("--only", action="append", metavar="NAME", help="a case or a subject; may be repeated")
+    made.add_argument("-o", "--output", type=Path, metavar="FILE", help="append rows to FILE, one JSON object a line")
+    return made
+
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m prosparse.bench", description="Run the benchmark cases.")
-    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}, and shorter")
-    parser.add_argument("--only", action="append", choices=list(CASES), help="only this case; may be repeated")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="append rows to FILE, one JSON object a line")
-    args = parser.parse_args()
+    parse = parser()
+    args = parse.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     table = QUICK if args.quick else CASES
-    chosen = {name: case for name, case in table.items() if args.only is None or name in args.only}
-    rows, failed = run_cases(chosen, args.output)
+    for name in args.only or ():
+        if not chosen([name], table):
+            parse.error(f"no case or subject {name!r}; there are {', '.join(table)}")
+    rows, failed = run_cases(chosen(args.only, table), args.output)
     if args.output is None:
         sys.stdout.writelines(json.dumps(row) + "\n" for row in rows)
     if rows:

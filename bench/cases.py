@@ -1,41 +1,66 @@
-"""What `python -m prosparse.bench` runs. A new op or subject gets a row here."""
+"""What `python -m prosparse.bench` runs. A new subject is a file and a line here; the part of a name before the first
+hyphen is the subject.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from .decode import compare
 from .ffn import compare_ffn
-from .modes import Progress, Run
+from .modes import Run
+from .ops import compare_ops
+from .prefill import compare_prefill
+from .quality import compare_quality
 from .row import Row
 
-Case = Callable[[Progress | None], list[Row]]
+Case = Callable[..., list[Row]]  # called with progress=
+ONE, SEVEN = "minicpm-s-1b", "prosparse-llama-2-7b"
+OTHERS = Run(tg=64, against=("transformers-eager", "transformers-compile"))
 
-
-def _decode(shape: str, sparsity: float, weights: str, tg: int) -> Case:
-    return lambda progress: compare(shape, sparsity, weights=weights, run=Run(tg=tg), progress=progress)
-
-
-def _ffn(shape: str, weights: str, calls: int) -> Case:
-    return lambda progress: compare_ffn(shape, weights=weights, calls=calls, progress=progress)
-
-
-# 0.88 is MiniCPM-S-1B's published activation sparsity, 0.89 that of ProSparse-LLaMA-2-7B, 0.67 ReluLLaMA-7B's
+# 0.88 is MiniCPM-S-1B's published activation sparsity, 0.89 that of ProSparse-LLaMA-2-7B
 CASES: dict[str, Case] = {
-    "decode-1b-bf16": _decode("minicpm-s-1b", 0.88, "bf16", 128),
-    "decode-1b-int8": _decode("minicpm-s-1b", 0.88, "int8", 128),
-    "decode-1b-int4": _decode("minicpm-s-1b", 0.88, "int4", 128),
-    "decode-1b-fp32": _decode("minicpm-s-1b", 0.88, "fp32", 64),
-    "decode-7b-bf16": _decode("prosparse-llama-2-7b", 0.89, "bf16", 32),
-    "decode-7b-int8": _decode("prosparse-llama-2-7b", 0.89, "int8", 48),
-    "decode-7b-int4": _decode("prosparse-llama-2-7b", 0.89, "int4", 64),
-    "ffn-1b-bf16": _ffn("minicpm-s-1b", "bf16", 300),
-    "ffn-1b-int8": _ffn("minicpm-s-1b", "int8", 300),
-    "ffn-1b-int4": _ffn("minicpm-s-1b", "int4", 300),
-    "ffn-1b-fp32": _ffn("minicpm-s-1b", "fp32", 200),
-    "ffn-7b-bf16": _ffn("prosparse-llama-2-7b", "bf16", 100),
+    "decode-1b-bf16": partial(compare, ONE, 0.88, weights="bf16", run=Run(tg=128)),
+    "decode-1b-int8": partial(compare, ONE, 0.88, weights="int8", run=Run(tg=128)),
+    "decode-1b-int4": partial(compare, ONE, 0.88, weights="int4", run=Run(tg=128)),
+    "decode-1b-fp32": partial(compare, ONE, 0.88, weights="fp32", run=Run(tg=64)),
+    "decode-7b-bf16": partial(compare, SEVEN, 0.89, weights="bf16", run=Run(tg=32)),
+    "decode-7b-int8": partial(compare, SEVEN, 0.89, weights="int8", run=Run(tg=48)),
+    "decode-7b-int4": partial(compare, SEVEN, 0.89, weights="int4", run=Run(tg=64)),
+    "ffn-1b-bf16": partial(compare_ffn, ONE, weights="bf16", calls=300),
+    "ffn-1b-int8": partial(compare_ffn, ONE, weights="int8", calls=300),
+    "ffn-1b-int4": partial(compare_ffn, ONE, weights="int4", calls=300),
+    "ffn-1b-fp32": partial(compare_ffn, ONE, weights="fp32", calls=200),
+    "ffn-7b-bf16": partial(compare_ffn, SEVEN, weights="bf16", calls=100),
+    "ops-1b-bf16": partial(compare_ops, ONE, "bf16", 0.88),
+    "ops-1b-int8": partial(compare_ops, ONE, "int8", 0.88),
+    "ops-1b-int4": partial(compare_ops, ONE, "int4", 0.88),
+    "prefill-1b-bf16": partial(compare_prefill, ONE, weights="bf16", layers=13),
+    "prefill-1b-int8": partial(compare_prefill, ONE, weights="int8", layers=13),
+    "prefill-1b-int4": partial(compare_prefill, ONE, weights="int4", layers=13),
+    "batch-1b-bf16": partial(compare, ONE, 0.88, weights="bf16", run=Run(tg=24), batches=(2, 4, 8, 16)),
+    "batch-1b-int8": partial(compare, ONE, 0.88, weights="int8", run=Run(tg=32), batches=(2, 4, 8, 16)),
+    "batch-1b-int4": partial(compare, ONE, 0.88, weights="int4", run=Run(tg=32), batches=(2, 4, 8, 16)),
+    "quality-embedded": compare_quality,
+    "engines-1b-bf16": partial(compare, ONE, 0.88, weights="bf16", run=OTHERS),
+    "engines-1b-llama-cpp-bf16": partial(compare, ONE, 0.88, weights="bf16", run=Run(against=("llama-cpp",))),
+    "engines-1b-llama-cpp-int8": partial(compare, ONE, 0.88, weights="int8", run=Run(against=("llama-cpp",))),
+    "engines-1b-llama-cpp-int4": partial(compare, ONE, 0.88, weights="int4", run=Run(against=("llama-cpp",))),
 }
 QUICK: dict[str, Case] = {
-    "decode-1b-bf16": _decode("minicpm-s-1b", 0.88, "bf16", 32),
-    "ffn-1b-bf16": _ffn("minicpm-s-1b", "bf16", 50),
+    "decode-1b-bf16": partial(compare, ONE, 0.88, weights="bf16", run=Run(tg=32)),
+    "ffn-1b-bf16": partial(compare_ffn, ONE, weights="bf16", calls=50),
 }
+
+
+def subjects() -> list[str]:
+    """The first words of the names, in order."""
+    return list(dict.fromkeys(name.split("-")[0] for name in CASES))
+
+
+def chosen(names: list[str] | None, table: dict[str, Case]) -> dict[str, Case]:
+    """Cases by name or by subject; all of the table where no name is given."""
+    if names is None:
+        return table
+    return {name: case for name, case in table.items() if name in names or name.split("-")[0] in names}

@@ -17,8 +17,9 @@ from prosparse.errors import UserError
 from prosparse.placement import choose
 from prosparse.weights.synthetic import Knobs, synthetic_weights, walk, weight_bytes
 
-from .modes import Progress, Run, stage, time_decoder
+from .modes import Run, time_decoder
 from .probe import BUFFER_BYTES
+from .progress import Progress, stage
 from .row import Row
 
 DEFAULT_RUN = Run(budget_s=20)
@@ -33,6 +34,7 @@ def compare(
     weights: str = "bf16",
     run: Run = DEFAULT_RUN,
     progress: Progress | None = None,
+    batches: Sequence[int] = (),
 ) -> list[Row]:
     """Time the modes on synthetic weights of a real shape.
 
@@ -45,9 +47,10 @@ def compare(
         weights: format.
         run: how long.
         progress: called with (stage, done, total).
+        batches: sequences that decode together, one run for each over the same weights; none is that of `run`.
 
     Returns:
-        One row per mode.
+        One row per batch and mode.
 
     Raises:
         UserError: no such shape, mode or format, or a knob out of range.
@@ -57,10 +60,20 @@ def compare(
     config = fit_layers(full, weights)
     tensors, settled = synthetic_weights(config, weights, knobs, progress=stage(progress, "making weights"))
     decoder = assemble(config, tensors, choose(config, "dense"), run.pp + run.tg)
-    tokens = walk(config.vocab, run.pp + run.tg)
     note = f"{config.layers} of {full.layers} layers: little memory is free" if config.layers < full.layers else None
-    asked = settled.as_dict()
-    return time_decoder(decoder, tokens, modes, run, progress, shape=shape, synthetic=asked, note=note)
+    labels = {"shape": shape, "synthetic": settled.as_dict(), "note": note}
+    return [
+        row
+        for batch in batches or (run.batch,)
+        for row in time_decoder(
+            decoder,
+            torch.stack([walk(config.vocab, run.pp + run.tg, seed) for seed in range(batch)]),
+            modes,
+            dataclasses.replace(run, batch=batch),
+            progress,
+            **labels,
+        )
+    ]
 
 
 def compare_model(
@@ -70,6 +83,7 @@ def compare_model(
     run: Run = DEFAULT_RUN,
     progress: Progress | None = None,
     fatrelu_threshold: float | None = None,
+    batches: Sequence[int] = (),
 ) -> list[Row]:
     """Time the modes on a real model, which is given English text, so that its activation sparsity is real too.
 
@@ -78,9 +92,10 @@ def compare_model(
         modes, run, progress: see `compare`.
         weights: format, or "auto".
         fatrelu_threshold: see `prosparse.load`.
+        batches: see `compare`; every sequence is another part of the text.
 
     Returns:
-        One row per mode.
+        One row per batch and mode.
 
     Raises:
         UserError: see `prosparse.load`.
@@ -95,13 +110,21 @@ def compare_model(
         fatrelu_threshold=fatrelu_threshold,
         progress=stage(progress, "loading"),
     )
+    length, largest = run.pp + run.tg, max([run.batch, *batches])
     with lzma.open(TEXT, "rt", encoding="utf-8") as file:
-        text = file.read(32 * (run.pp + run.tg))  # characters, more than its tokens could need
-    tokens = torch.tensor(engine.tokenizer.encode(text)[: run.pp + run.tg])
-    if tokens.numel() < run.pp + run.tg:
-        raise UserError(f"bench: pp + tg must be at most {tokens.numel()}, the tokens of the packaged text; got {run}")
+        text = file.read(32 * length * largest)  # characters, more than its tokens could need
+    ids = engine.tokenizer.encode(text)[: length * largest]
+    if len(ids) < length * largest:
+        raise UserError(
+            f"bench: batch * (pp + tg) must be at most {len(ids)}, the tokens of the packaged text; got {run}"
+        )
+    tokens = torch.tensor(ids).view(largest, length)
     name = EMBEDDED_MODEL.name if model is None else Path(model).name or Path(model).resolve().name
-    return time_decoder(engine.decoder, tokens, modes, run, progress, model=name)
+    rows = []
+    for batch in batches or (run.batch,):
+        sized = dataclasses.replace(run, batch=batch)
+        rows += time_decoder(engine.decoder, tokens[:batch], modes, sized, progress, model=name)
+    return rows
 
 
 def fit_layers(config: ModelConfig, weights: str) -> ModelConfig:

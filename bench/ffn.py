@@ -13,6 +13,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from prosparse.config import ModelConfig
 from prosparse.config.shapes import shape as shape_named
 from prosparse.errors import UserError
 from prosparse.kernels.activation import Activation
@@ -22,9 +23,9 @@ from prosparse.weights.synthetic import Knobs, MatrixMaker
 
 from .check import OPS, check_ffn, clear_input
 from .clock import Timing, interleave
-from .modes import Progress
 from .probe import BUFFER_BYTES, Probe
-from .row import Row, against_dense, floor, make_row, times
+from .progress import Progress
+from .row import Row, floor, make_row, measured
 
 SPARSITIES = (0.0, 0.5, 0.7, 0.8, 0.88, 0.95, 0.98)
 INPUTS, WARM_UP = 16, 4
@@ -65,15 +66,16 @@ def compare_ffn(
     layer_bytes = 3 * config.neurons * bytes_per_row(weights, config.hidden)
     copies = max(2, -(-BUFFER_BYTES // layer_bytes))
     maker.expect(copies * layer_bytes)
-    layers = [_layer(maker, config.neurons, config.hidden) for _ in range(copies)]
+    layers = [make_layer(maker, config.neurons, config.hidden) for _ in range(copies)]
     probe, rows = Probe(), []
     for number, sparsity in enumerate(sparsities):
         if progress is not None:
             progress("timing", number, len(sparsities))
-        shift = config.activation.threshold - NormalDist().inv_cdf(min(max(sparsity, 1e-9), 1 - 1e-9))
         # all neurons and all inputs are alike: tokens share active neurons by chance
         knobs = Knobs(sparsity, skew=0.2, predictability=0.0, overlap=1 - sparsity).as_dict()
-        rows += time_ffn(layers, config.activation, shift, calls, probe, shape=shape, synthetic=knobs)
+        rows += time_ffn(
+            layers, config.activation, shift_of(config, sparsity), calls, probe, shape=shape, synthetic=knobs
+        )
     return rows
 
 
@@ -85,13 +87,12 @@ def time_ffn(
     Args:
         layers: copies of one layer, with a first gate column of 1 / sqrt(hidden).
         activation: of the gate.
-        shift: of all pre-activations.
+        shift: value of the first channel of an input, which shifts all pre-activations.
         calls: timed calls per op.
         probe: for the bandwidth.
         labels: further keys of the rows.
     """
     gate, up, down = layers[0]
-    shift *= gate.shape[1] ** 0.5
     for mode in OPS:
         check_ffn(mode, gate, up, down, activation, clear_input(gate, activation, shift))
     inputs = torch.randn(INPUTS, 1, gate.shape[1], generator=torch.Generator().manual_seed(0))
@@ -113,7 +114,13 @@ def time_ffn(
     return [_row(mode, done[mode], layers, timings, repeat=1, **labels) for mode in OPS]
 
 
-def _layer(maker: MatrixMaker, neurons: int, hidden: int) -> Layer:
+def shift_of(config: ModelConfig, sparsity: float) -> float:
+    """The first channel of an input that leaves this share of the neurons of `make_layer` closed."""
+    shift = config.activation.threshold - NormalDist().inv_cdf(min(max(sparsity, 1e-9), 1 - 1e-9))
+    return shift * config.hidden**0.5
+
+
+def make_layer(maker: MatrixMaker, neurons: int, hidden: int) -> Layer:
     """gate, up and down; every pre-activation is N(0, 1) for a normed input whose first channel is 0."""
     gate = maker.normal(neurons, hidden, hidden**-0.5)
     gate[:, 0] = hidden**-0.5
@@ -133,8 +140,7 @@ def _row(
         mode=mode,
         weights=gate.format,
         activation_sparsity=round(1 - done[NONZERO] / gate.shape[0], 6),
-        **times(timings[mode]),
+        **measured(timings, mode),
         **floor(must_read, held, timings["probe"], timings[mode]),
-        **against_dense(timings, mode),
         **labels,
     )

@@ -1,8 +1,8 @@
-"""Times one decoder in several modes: whole tokens, from the embedding to the choice of the next token.
+"""Times one decoder in several modes: whole steps, from the embedding to the choice of the next tokens.
 
 All modes share one set of weights in one process and see the same tokens, which are given rather than sampled, so that
-they do the same work. A token's floor counts what it must read: every dense matrix, the cache, and of up and down the
-rows of its active neurons (all of them in mode dense).
+they do the same work. A step's floor counts what it must read: every dense matrix, the cache, and of up and down the
+rows of its active neurons (all of them in mode dense). Other engines (`adapters`) take turns with the modes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from prosparse.engine.load import FFN_OF_MODE
 from prosparse.engine.session import Session
 from prosparse.engine.stats import activation_sparsity, bytes_per_token
 from prosparse.errors import UserError
+from prosparse.kernels.checks import MAX_ROWS
 from prosparse.model.attention import Attention
 from prosparse.model.decoder import Decoder
 from prosparse.sparsity.ffn import GatedFFN
 
+from .adapters import ADAPTERS, adapter_row, check_names, ready
 from .check import check_ffn, clear_input, in_lockstep, require_same_logits
 from .clock import Timing, interleave
 from .probe import Probe
-from .row import Row, against_dense, floor, make_row, times
+from .progress import Progress, stage
+from .row import Row, floor, make_row, measured
 
-Progress = Callable[[str, int, int], None]  # stage, done, total
 CHECKED = 2  # decode steps compared before timing
 
 
@@ -40,19 +42,27 @@ class Run:
         tg: decode tokens timed per mode.
         repeat: how many times those.
         budget_s: stop early after that many seconds of timing.
+        batch: sequences that decode together, 1 to 16.
+        against: names of `adapters.ADAPTERS` that take turns with the modes.
     """
 
     pp: int = 16
     tg: int = 64
     repeat: int = 1
     budget_s: float | None = None
+    batch: int = 1
+    against: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("pp", "tg", "repeat"):
+        for name in ("pp", "tg", "repeat", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"bench: {name} must be at least 1, got {getattr(self, name)}")
         if self.tg < CHECKED:
             raise UserError(f"bench: tg must be at least {CHECKED}, got {self.tg}")
+        if self.batch > MAX_ROWS:
+            raise UserError(f"bench: batch must be at most {MAX_ROWS}, got {self.batch}")
+        if self.against and self.batch > 1:
+            raise UserError("bench: other engines are timed with one sequence; leave --batch out")
 
 
 def time_decoder(
@@ -62,33 +72,40 @@ def time_decoder(
 
     Args:
         decoder: the model, on the CPU, in any mode; the others are built over its weights.
-        tokens: [pp + tg] int64, what the model is given.
+        tokens: [batch, pp + tg] int64, what the model is given.
         modes: see `compare`.
         run: how long.
         progress: called with (stage, done, total).
         labels: further keys of the rows.
 
     Returns:
-        One row per mode.
+        One row per mode and per other engine.
     """
     decoders = {mode: in_mode(decoder, mode) for mode in modes}
     if progress is not None:
         progress("checking", 0, 1)
-    check(decoders, tokens[: run.pp + CHECKED], run.pp)
-    sessions = {mode: _prefilled(each, tokens[: run.pp], tokens.numel()) for mode, each in decoders.items()}
+    logits = check(decoders, tokens[:, : run.pp + CHECKED], run.pp)
+    sessions = {mode: _prefilled(each, tokens[:, : run.pp], tokens.shape[1]) for mode, each in decoders.items()}
+    slots = tuple(range(run.batch))
 
-    def token_of(session: Session) -> Callable[[int], int]:
-        def call(number: int) -> int:
+    def step_of(session: Session) -> Callable[[int], object]:
+        def call(number: int) -> Tensor:
             at = run.pp + number % run.tg
-            return int(session.decode(tokens[at].view(1, 1), (0,), (at,)).argmax())
+            return session.decode(tokens[:, at : at + 1], slots, (at,) * run.batch).argmax(-1)
 
         return call
 
-    calls: dict[str, Callable[[int], object]] = {mode: token_of(session) for mode, session in sessions.items()}
+    calls = {mode: step_of(session) for mode, session in sessions.items()}
+    others = {name: ADAPTERS[name](decoder, tokens.shape[1]) for name in check_names(run.against)}
+    calls |= {name: ready(other, tokens[0], run.pp, run.tg, logits) for name, other in others.items()}
     timings = interleave(
         {**calls, "probe": Probe()}, run.tg * run.repeat, budget_s=run.budget_s, progress=stage(progress, "timing")
     )
-    return [_row(mode, decoders[mode], sessions[mode], timings, run, labels) for mode in decoders]
+    rows = [_row(mode, decoders[mode], sessions[mode], timings, run, labels) for mode in decoders]
+    config, itemsize = decoder.config, next(iter(sessions.values())).cache.keys.element_size()
+    cached = 2 * config.layers * config.kv_heads * config.head_dim * itemsize * (run.pp + (run.tg + 1) / 2)
+    labels |= {"layers": config.layers, "context": tokens.shape[1], "repeat": run.repeat}
+    return rows + [adapter_row(name, other, timings, cached, **labels) for name, other in others.items()]
 
 
 def in_mode(decoder: Decoder, mode: str) -> Decoder:
@@ -113,8 +130,8 @@ def gated_blocks(decoder: Decoder) -> list[tuple[Attention, GatedFFN]]:
     return cast("list[tuple[Attention, GatedFFN]]", list(decoder.blocks))
 
 
-def check(decoders: dict[str, Decoder], tokens: Tensor, pp: int) -> None:
-    """Raise MachineError unless ops, blocks and whole tokens agree."""
+def check(decoders: dict[str, Decoder], tokens: Tensor, pp: int) -> Tensor:
+    """Raise MachineError unless ops, blocks and whole steps agree; returns the logits, [steps * batch, vocab]."""
     first = next(iter(decoders.values()))
     for mode, decoder in decoders.items():
         _, ffn = gated_blocks(decoder)[0]
@@ -123,6 +140,7 @@ def check(decoders: dict[str, Decoder], tokens: Tensor, pp: int) -> None:
     expected = _logits(first, tokens, pp)
     for mode, decoder in list(decoders.items())[1:]:
         require_same_logits(f"mode {mode}", _logits(decoder, tokens, pp), expected)
+    return expected
 
 
 def _row(
@@ -133,39 +151,37 @@ def _row(
     held = sum(
         a.qkv.nbytes + a.o.nbytes + f.gate.nbytes + f.up.nbytes + f.down.nbytes for a, f in gated_blocks(decoder)
     )
+    must_read = (bytes_per_token(session, decoder) or 0) * run.batch
     row = make_row(
         subject="decode",
         layers=config.layers,
         mode=mode,
         weights=decoder.lm_head.format,
+        batch=run.batch,
         context=run.pp + run.tg,
         activation_sparsity=sparsity and sparsity["mean"],
-        tokens_per_s=round(1e6 / timing.median, 2),
+        tokens_per_s=round(1e6 * run.batch / timing.median, 2),
         tpot_ms=round(timing.median / 1e3, 3),
         repeat=run.repeat,
-        **times(timing),
-        **floor(bytes_per_token(session, decoder) or 0, held + decoder.lm_head.nbytes, timings["probe"], timing),
-        **against_dense(timings, mode),
+        **measured(timings, mode),
+        **floor(must_read, held + decoder.lm_head.nbytes, timings["probe"], timing),
         **labels,
     )
     if row["floor_us"] is not None:
-        row["floor_tokens_per_s"] = round(1e6 / row["floor_us"], 2)
+        row["floor_tokens_per_s"] = round(1e6 * run.batch / row["floor_us"], 2)
     return row
 
 
-def _prefilled(decoder: Decoder, prompt: Tensor, context: int) -> Session:
+def _prefilled(decoder: Decoder, prompts: Tensor, context: int) -> Session:
     kv_dtype = torch.float32 if decoder.lm_head.format == "fp32" else torch.bfloat16
-    session = Session(decoder, kv_dtype, 1, context)
-    for _ in session.prefill(prompt):
-        pass
+    session = Session(decoder, kv_dtype, len(prompts), context)
+    for slot, prompt in enumerate(prompts):
+        for _ in session.prefill(prompt, slot):
+            pass
     return session
 
 
 def _logits(decoder: Decoder, tokens: Tensor, pp: int) -> Tensor:
-    session = _prefilled(decoder, tokens[:pp], tokens.numel())
-    return torch.cat([session.decode(tokens[at].view(1, 1), (0,), (at,)) for at in range(pp, tokens.numel())])
-
-
-def stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
-    """The progress of one stage, for what knows only (done, total)."""
-    return None if progress is None else lambda done, total: progress(name, done, total)
+    batch, length = tokens.shape
+    session, slots = _prefilled(decoder, tokens[:, :pp], length), tuple(range(batch))
+    return torch.cat([session.decode(tokens[:, at : at + 1], slots, (at,) * batch) for at in range(pp, length)])

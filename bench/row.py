@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import platform
 import shlex
@@ -19,13 +20,16 @@ from prosparse import __version__, machine
 
 from .clock import Timing, speedup
 from .probe import BUFFER_BYTES, bandwidth
+from .samples import pack
 
 Row = dict[str, Any]
+DENSE = "mode dense over the same weights in the same run"
 KEYS = (
-    "subject", "model", "shape", "layers", "synthetic", "mode", "weights", "device", "threads", "batch", "context",
-    "activation_sparsity", "predicted_sparsity", "tokens_per_s", "tpot_ms", "median_us", "p10_us", "p90_us", "bytes",
-    "bandwidth_gb_s", "floor_us", "floor_tokens_per_s", "fraction_of_floor", "dense_ratio", "dense_ratio_95",
-    "baseline", "repeat", "calls", "machine", "versions", "commit", "date", "command", "note",
+    "subject", "part", "model", "shape", "layers", "synthetic", "mode", "weights", "device", "threads", "batch",
+    "context", "activation_sparsity", "predicted_sparsity", "tokens_per_s", "tpot_ms", "median_us", "p10_us", "p90_us",
+    "bytes", "bandwidth_gb_s", "floor_us", "floor_tokens_per_s", "fraction_of_floor", "dense_ratio", "dense_ratio_95",
+    "baseline", "quality", "repeat", "calls", "run", "machine", "versions", "commit", "date", "command", "note",
+    "samples",
 )  # fmt: skip
 
 
@@ -36,14 +40,30 @@ def make_row(**values: Any) -> Row:
     return {**dict.fromkeys(KEYS), **_circumstances(), **values}
 
 
-def times(timing: Timing) -> Row:
-    """The keys of a row that are times, and how many calls they are quantiles of."""
-    return {
+def measured(timings: Mapping[str, Timing], name: str, base: str = "dense", baseline: str = DENSE) -> Row:
+    """The keys of a row that come out of one interleaved run.
+
+    Args:
+        timings: of `interleave`, "probe" among them.
+        name: whose row it is.
+        base: what it is compared with, if that was timed.
+        baseline: its description.
+    """
+    timing = timings[name]
+    keys: Row = {
         "calls": int(timing.us.size),
-        "median_us": round(timing.median, 1),
-        "p10_us": round(timing.p10, 1),
-        "p90_us": round(timing.p90, 1),
+        "median_us": round(timing.median, 2),
+        "p10_us": round(timing.p10, 2),
+        "p90_us": round(timing.p90, 2),
+        "run": hashlib.blake2s(timings["probe"].us.tobytes(), digest_size=4).hexdigest(),
+        "samples": pack(timing),
     }
+    if base not in timings:
+        return keys
+    ratio = speedup(timings[base], timing)
+    keys["dense_ratio"] = round(ratio.value, 3)
+    keys["dense_ratio_95"] = [round(ratio.low, 3), round(ratio.high, 3)]
+    return {**keys, "baseline": baseline}
 
 
 def floor(must_read: float, held: int, probe: Timing, timing: Timing) -> Row:
@@ -63,18 +83,6 @@ def floor(must_read: float, held: int, probe: Timing, timing: Timing) -> Row:
         **known,
         "floor_us": round(floor_us, 1),
         "fraction_of_floor": round(floor_us / timing.p10, 4),
-    }
-
-
-def against_dense(timings: Mapping[str, Timing], mode: str) -> Row:
-    """The keys that compare with mode dense; none where it was not timed."""
-    if "dense" not in timings:
-        return {}
-    ratio = speedup(timings["dense"], timings[mode])
-    return {
-        "dense_ratio": round(ratio.value, 3),
-        "dense_ratio_95": [round(ratio.low, 3), round(ratio.high, 3)],
-        "baseline": "mode dense over the same weights in the same run",
     }
 
 

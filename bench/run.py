@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from prosparse.errors import MachineError
+from prosparse.errors import MachineError, UnsupportedError
 
 from .cases import Case
-from .modes import Progress
+from .files import append
+from .progress import progress_line
 from .row import Row
 
 log = logging.getLogger("prosparse.bench")
@@ -21,13 +20,17 @@ def run_cases(cases: Mapping[str, Case], output: Path | None = None) -> tuple[li
     """Run cases one after the other; rows are appended to `output` as each case ends.
 
     Returns:
-        All rows, and the names of the cases that this machine could not run, which are logged.
+        All rows, and the names of the cases that this machine could not run, which are logged. A case that needs a
+        package that is not installed is left out with a line, and is no failure.
     """
     rows: list[Row] = []
     failed = []
     for name, case in cases.items():
         try:
-            new = case(progress_line(name))
+            new = case(progress=progress_line(name))
+        except UnsupportedError as error:
+            log.warning("%s is left out: %s", name, error)
+            continue
         except MachineError as error:
             log.error("%s: %s", name, error)
             failed.append(name)
@@ -36,31 +39,3 @@ def run_cases(cases: Mapping[str, Case], output: Path | None = None) -> tuple[li
             append(output, new)
         rows += new
     return rows, failed
-
-
-def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows to a file of JSON lines.
-
-    Raises:
-        MachineError: it cannot be written.
-    """
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-    except OSError as error:
-        raise MachineError(f"{path}: cannot write the rows ({error.strerror}); check the path") from error
-
-
-def progress_line(what: str) -> Progress | None:
-    """One line on stderr that says how far a case is, where that is a terminal."""
-    if not sys.stderr.isatty():
-        return None
-
-    def update(stage: str, done: int, total: int) -> None:
-        share = f" {done / total:.0%}" if total > 1 else ""
-        sys.stderr.write(f"\r\x1b[K{what}: {stage}{share}")
-        if stage == "timing" and done >= total:
-            sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
-
-    return update

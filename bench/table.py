@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Group
@@ -11,17 +11,25 @@ from rich.table import Table
 
 from .row import Row
 
-COLUMNS = (
-    "mode", "activation\nsparsity", "tokens/s", "p10\nms", "median\nms", "read\nMB", "of\nfloor", "times dense\n(95 %)",
-)  # fmt: skip
+Column = tuple[str, Callable[[Row], str]]
 
 
 def render(rows: Sequence[Row]) -> Group:
-    """One table per subject, model and format, and below them the circumstances they share."""
-    groups = itertools.groupby(
-        rows, key=lambda row: f"{row['subject']} {row['model'] or row['shape']}, {row['weights']}"
-    )
-    return Group(*(_table(title, list(group)) for title, group in groups), _legend(rows))
+    """One table per subject, model, format and batch, and below them the circumstances they share."""
+    groups = [list(group) for _, group in itertools.groupby(rows, key=_title)]
+    return Group(*(_table(_title(group[0]), group) for group in groups), _legend(rows))
+
+
+def _title(row: Row) -> str:
+    """Of the table that a row stands in: rows of ops share one, like those of formats whose quality is compared."""
+    if row["subject"] == "quality":
+        return f"quality {row['model']}"
+    of = row["model"] or row["shape"]
+    if row["layers"] == 1 and row["subject"] != "ffn" or row["subject"] == "decode_layers":
+        return f"ops {of}"
+    batch = f", {row['batch']} sequences" if row["batch"] > 1 else ""
+    weights = "" if row["subject"] == "prefill" else f", {row['weights']}"
+    return f"{row['subject']} {of}{weights}{batch}"
 
 
 def _table(title: str, rows: Sequence[Row]) -> Table:
@@ -34,29 +42,61 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
+    columns = _columns(title.split()[0])
+    for name, _ in columns:
+        table.add_column(name, justify="left" if name in ("op", "prompt", "mode", "weights") else "right", no_wrap=True)
     for row in rows:
-        table.add_row(
-            row["mode"],
-            _or_dash(row["activation_sparsity"], "{:.1%}"),
-            _or_dash(row["tokens_per_s"], "{:.1f}"),
-            f"{row['p10_us'] / 1e3:.2f}",
-            f"{row['median_us'] / 1e3:.2f}",
-            f"{row['bytes'] / 1e6:.1f}",
-            _or_dash(row["fraction_of_floor"], "{:.0%}"),
-            _ratio(row),
-        )
+        table.add_row(*(cell(row) for _, cell in columns))
     return table
+
+
+def _columns(subject: str) -> list[Column]:
+    if subject == "quality":
+        return [
+            ("weights", lambda row: row["weights"] + (f", {row['part']}" if row["part"] else "")),
+            ("mode", lambda row: row["mode"]),
+            ("activation\nsparsity", lambda row: _or_dash(row["activation_sparsity"], "{:.1%}")),
+            ("perplexity\nratio", lambda row: f"{row['quality']['perplexity_ratio'][0]:.4f}"),
+            ("KL (95 %)\n1e-4 nats", lambda row: _interval(row["quality"]["kl_divergence"], 1e4)),
+            ("top-1 the\nsame", lambda row: f"{row['quality']['top1_agreement'][0]:.2%}"),
+        ]
+    first: dict[str, list[Column]] = {
+        "ops": [("op", lambda row: " ".join(filter(None, [row["subject"], row["part"]]))), ("weights", _weights)],
+        "prefill": [("prompt", lambda row: row["part"]), ("weights", _weights)],
+    }
+    return [
+        *first.get(subject, []),
+        ("mode", lambda row: row["mode"]),
+        ("activation\nsparsity", lambda row: _or_dash(row["activation_sparsity"], "{:.1%}")),
+        ("tokens/s", lambda row: _or_dash(row["tokens_per_s"], "{:.1f}")),
+        ("p10\nms", lambda row: _ms(row["p10_us"])),
+        ("median\nms", lambda row: _ms(row["median_us"])),
+        ("read\nMB", lambda row: f"{row['bytes'] / 1e6:.1f}"),
+        ("of\nfloor", lambda row: _or_dash(row["fraction_of_floor"], "{:.0%}")),
+        ("times GEMMs\n(95 %)" if subject == "prefill" else "times base\n(95 %)", _ratio),
+    ]
+
+
+def _weights(row: Row) -> str:
+    return str(row["weights"])
+
+
+def _ms(us: float) -> str:
+    return f"{us / 1e3:.2f}" if us >= 100 else f"{us / 1e3:.4f}"
 
 
 def _ratio(row: Row) -> str:
     if row["dense_ratio"] is None:
         return "-"
-    if row["mode"] == "dense":
+    if row["dense_ratio_95"] == [1.0, 1.0]:
         return "1"
     low, high = row["dense_ratio_95"]
     return f"{row['dense_ratio']:.2f} ({low:.2f}-{high:.2f})"
+
+
+def _interval(values: Sequence[float | None], factor: float) -> str:
+    value, low, high = (None if number is None else number * factor for number in values)
+    return f"{value:.2f}" + (f" ({low:.2f}-{high:.2f})" if low is not None else "")
 
 
 def _or_dash(value: float | None, form: str) -> str:
@@ -65,17 +105,18 @@ def _or_dash(value: float | None, form: str) -> str:
 
 def _legend(rows: Sequence[Row]) -> str:
     first = rows[0]
-    speeds = [f"{speed:.1f}" for speed in sorted(row["bandwidth_gb_s"] for row in rows)]
-    spread = speeds[0] if speeds[0] == speeds[-1] else f"{speeds[0]} to {speeds[-1]}"
-    lines = [
-        f"{first['machine']['processor']}, {first['threads']} threads, {first['versions']['kernels']}",
-        f"memory reads {spread} GB/s in the same run",
-        "tokens/s is the median's; times dense and floor compare p10; floor = MB / GB/s",
-    ]
-    if all(row["fraction_of_floor"] is None for row in rows):
-        lines.append("no floor: a cache may hold all of these weights")
+    lines = [f"{first['machine']['processor']}, {first['threads']} threads, {first['versions']['kernels']}"]
+    timed = [row for row in rows if row["p10_us"] is not None]
+    if timed:
+        speeds = [f"{speed:.1f}" for speed in sorted(row["bandwidth_gb_s"] for row in timed)]
+        spread = speeds[0] if speeds[0] == speeds[-1] else f"{speeds[0]} to {speeds[-1]}"
+        lines.append(f"memory reads {spread} GB/s in the same run")
+        lines.append("tokens/s is the median's; ratios and floor compare p10; floor = MB / GB/s")
+        lines += [f"base: {base}" for base in sorted({row["baseline"] for row in timed if row["baseline"]})]
+        if all(row["fraction_of_floor"] is None for row in timed):
+            lines.append("no floor: a cache may hold all of these weights")
     load, cpus = first["machine"]["load_average"], first["machine"]["cpus"]
-    if load > 1.2 * cpus:
+    if timed and load > 1.2 * cpus:
         lines.append(f"this machine was busy (load {load} on {cpus} CPUs): it can do better than this")
     if any(row["synthetic"] for row in rows):
         lines.append("synthetic weights: a real shape, chosen activation sparsity, skew and overlap")

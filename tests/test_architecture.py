@@ -28,10 +28,10 @@ FLOOR = {
     "serve": 6,
     "hf": 6,
     "study": 6,
-    "bench": 6,
-    "cli": 7,
-    "__init__": 7,
-    "__main__": 8,
+    "bench": 7,  # it times what study measures and what hf runs
+    "cli": 8,
+    "__init__": 8,
+    "__main__": 9,
 }  # a new room must be given a floor here
 MAX_LINES = 300
 

@@ -114,7 +114,7 @@ def _conclude(console: Console, engine: Engine, pairs: list[dict[str, Generation
 
 def _race(console: Console) -> list[dict[str, Any]]:
     from ..bench.decode import compare  # heavy
-    from ..bench.run import progress_line
+    from ..bench.progress import progress_line
     from ..bench.table import render
 
     console.rule(f"[bold]the same at a real size: the shape of {SPEED_SHAPE}")

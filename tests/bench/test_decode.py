@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from prosparse.bench import check, decode, modes, probe
+from prosparse.bench import check, decode, modes
 from prosparse.bench.clock import Timing
 from prosparse.bench.decode import compare, compare_model, fit_layers
 from prosparse.bench.modes import Run
@@ -29,12 +29,7 @@ SCHEMA = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_probe():
-    """The bandwidth does not matter here, and touching half a gigabyte takes a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "BUFFER_BYTES", 2 * probe.CALL_BYTES)
-        yield
+pytestmark = pytest.mark.usefixtures("small_probe")
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +98,22 @@ def test_a_real_model_is_measured_on_text():
     assert sparser["activation_sparsity"] > exact["activation_sparsity"]
 
 
+def test_sequences_that_decode_together():
+    rows = compare("tiny", 0.9, run=SHORT, batches=(1, 4))
+    assert [(row["batch"], row["mode"]) for row in rows] == [(n, m) for n in (1, 4) for m in ("dense", "exact")]
+    one, _, dense, exact = rows
+    assert dense["tokens_per_s"] == pytest.approx(4e6 / dense["median_us"], rel=1e-3)
+    weights = weight_bytes(shape("tiny"), "bf16")
+    assert dense["bytes"] - weights == pytest.approx(
+        4 * (one["bytes"] - weights), abs=8
+    )  # four caches, one set of weights
+    # each sequence has tokens of its own, and a neuron's rows are read once for all that need it
+    alone = compare("tiny", 0.9, run=SHORT)[1]["bytes"] - one["bytes"]
+    assert alone < exact["bytes"] - dense["bytes"] < 0
+    whole = compare_model(None, ["exact"], run=SHORT, batches=(2,))
+    assert whole[0]["batch"] == 2 and 0.5 < whole[0]["activation_sparsity"] < 1
+
+
 def test_little_memory_means_fewer_layers_and_says_so(monkeypatch):
     full = dataclasses.replace(shape("minicpm-s-1b"))
     monkeypatch.setattr(decode.machine, "available_memory", lambda: 10 * 10**9)
@@ -118,8 +129,9 @@ def test_wrong_options_are_the_users_fault():
     for arguments in [{"knobs": 1.3}, {"modes": ["fast"]}, {"weights": "int2"}, {"shape": "none"}]:
         with pytest.raises(UserError):
             compare(**{"shape": "tiny", "knobs": 0.9, "run": SHORT, **arguments})
-    with pytest.raises(UserError, match="tg"):
-        Run(tg=1)
+    for name, value in [("tg", 1), ("batch", 0), ("batch", 17)]:
+        with pytest.raises(UserError, match=name):
+            Run(**{name: value})
 
 
 def test_the_command_prints_one_document_and_appends_rows(capsys, tmp_path):
@@ -141,5 +153,27 @@ def test_the_command_refuses_what_does_not_fit_together(capsys):
     assert main(["bench", "model", "--shape", "tiny"]) == 2
     assert main(["bench", "--sparsity", "0.9"]) == 2
     assert "--sparsity belongs to --shape" in capsys.readouterr().err
-    assert main(["bench", "--shape", "tiny", "--fatrelu-threshold", "0.5"]) == 2
-    assert "--fatrelu-threshold belongs to a model" in capsys.readouterr().err
+    for words, message in [
+        ("--shape tiny --fatrelu-threshold 0.5", "--fatrelu-threshold belongs to a model"),
+        ("--subject ops", "pass --shape"),
+        ("--subject quality --shape tiny", "leave --shape out"),
+        ("--subject ffn --shape tiny --batch 2", "belong to --subject decode"),
+        ("--pp 4,8", "--pp takes one number"),
+        ("--batch two", "--batch takes whole numbers"),
+        ("--shape tiny --batch 2 --against llama-cpp", "leave --batch out"),
+        ("--shape tiny --against vllm", "no engine 'vllm'; there are transformers-eager"),
+    ]:
+        assert main(["bench", *words.split()]) == 2, words
+        assert message in capsys.readouterr().err.replace("to compare with", "").replace("  ", " ").replace(" ;", ";")
+
+
+def test_the_command_times_other_subjects_and_draws(capsys, tmp_path):
+    words = "--shape tiny --tg 10 --pp 4 --batch 1,2 --weights bf16,int8".split()
+    assert main(["bench", *words, "--plot", str(tmp_path / "a.svg")]) == 0
+    assert "2 sequences" in capsys.readouterr().out and b"<svg" in (tmp_path / "a.svg").read_bytes()
+    assert (
+        main(["bench", "--shape", "tiny", "--subject", "prefill", "--pp", "8,32", "--plot", str(tmp_path / "a.png")])
+        == 0
+    )
+    assert "times GEMMs" in capsys.readouterr().out and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["bench", "--shape", "tiny", "--subject", "ops", "--plot", str(tmp_path / "b.png")]) == 2
