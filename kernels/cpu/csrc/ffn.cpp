@@ -222,47 +222,45 @@ void add_chunks(const Glu& glu, const Input& x, Partials& partials, const Upcomi
   int32_t* live = memory.live.at_least(glu.gate.rows);
   float* value = memory.value.at_least(glu.gate.rows * x.tokens);
   float* product = memory.product.at_least(glu.gate.rows * x.tokens);
-  const Matrix& scanned = glu.asked != nullptr ? glu.asked->guess.scanned : glu.gate;
+  int64_t counts[Chunks::kMost];
+  const int32_t* named = nullptr;
+  if (glu.asked != nullptr) {
+    int32_t* own = memory.named.at_least(glu.gate.rows);
+    scan_guess(*glu.asked, &glu.gate, own, counts);
+    named = own;
+  }
+  const auto look = [&](int64_t chunk) -> Looked {
+    const int64_t begin = chunks.begin(chunk), end = chunks.end(chunk);
+    if (named != nullptr) return {begin, counts[chunk], named + begin};
+    if (glu.given == nullptr) return {begin, end - begin, nullptr};
+    const int32_t *first = glu.given->ids, *last = first + glu.given->n;
+    first = std::lower_bound(first, last, begin);
+    return {begin, std::lower_bound(first, last, end) - first, first};
+  };
   parallel_tasks(chunks.count, [&](int64_t chunk, Seat seat) {
     const int64_t begin = chunks.begin(chunk), size = chunks.end(chunk) - begin, at = begin * x.tokens;
-    const int64_t then = chunks.begin(seat.then), then_size = chunks.end(seat.then) - then;
-    int32_t* own = ids + begin;
-    Looked looked{begin, size, nullptr};
+    const Looked looked = look(chunk), then = look(seat.then);
     Course course;
-    if (glu.asked != nullptr) {
-      course.add(scanned, begin, size);
-      course.add(scanned, then, then_size);
-      looked.n = scan_guess(kernels, *glu.asked, begin, begin + size, course, &glu.gate, own);
-      looked.ids = own;
-    } else if (glu.given != nullptr) {
-      const int32_t *first = glu.given->ids, *last = first + glu.given->n;
-      first = std::lower_bound(first, last, begin);
-      looked = {begin, std::lower_bound(first, last, begin + size) - first, first};
-    }
-    course = Course();
-    if (looked.ids == nullptr)
-      course.add(glu.gate, begin, size);
-    else
-      course.add(glu.gate, looked.ids, looked.n);
+    looked.add_to(course, glu.gate);
     if (glu.dense) {
       if (up != nullptr) course.add(*up, begin, size);
       course.add(glu.down, begin, size);
     }
-    course.add(scanned, then, then_size);
+    then.add_to(course, glu.gate);
     Tally done;
     if (looked.ids != nullptr) done.predicted = looked.n;
     const int64_t n =
         scan_gate(kernels, x, glu.gate, glu.activation, looked, glu.dense, course, glu.dense ? nullptr : up,
-                  glu.dense ? nullptr : &glu.down, own, value + at, glu.gate_bias);
+                  glu.dense ? nullptr : &glu.down, ids + begin, value + at, glu.gate_bias);
     if (n > 0) {
-      const Listed listed{own, n, value + at, x.tokens, 1};
+      const Listed listed{ids + begin, n, value + at, x.tokens, 1};
       int64_t start = looked.n;
       if (!glu.dense && !are_few(n, size)) {
         start = 0;
         course = Course();
         if (up != nullptr) course.add(*up, listed.ids, n);
         course.add(glu.down, listed.ids, n);
-        course.add(scanned, then, then_size);
+        then.add_to(course, glu.gate);
       }
       float* y = partials.clear(chunk);
       done += up != nullptr ? ffn.add(listed, course, start, product + at, live + begin, y)

@@ -56,16 +56,21 @@ struct Listed {
 // the order of their use like those of a dense FFN: asked for at once, they would hold up the gate (0 % zeros: 25 %).
 inline bool are_few(int64_t open, int64_t scanned) { return open * 4 <= scanned + 16; }
 
-// Neurons whose gate is to be scanned: [begin, begin + n), or n ids, ascending, the first of which is no less than begin.
+// Neurons of a chunk whose gate is to be scanned: [begin, begin + n), or n ids, ascending, none less than begin.
 struct Looked {
   int64_t begin, n;
   const int32_t* ids;
 
   int64_t at(int64_t i) const { return ids == nullptr ? begin + i : ids[i]; }
+  void add_to(Course& course, const Matrix& gate) const {
+    if (ids == nullptr)
+      course.add(gate, begin, n);
+    else
+      course.add(gate, ids, n);
+  }
 };
 
-// Scans gate rows and lists the neurons that some token opens, or all of them: ids[k], value[k * tokens + t]; ids may be
-// those that are looked at. Of a neuron that opens, rows of up and down (if given) are asked for at once. `course` starts
+// Scans gate rows and lists the neurons that some token opens, or all of them: ids[k], value[k * tokens + t]. Of a neuron that opens, rows of up and down (if given) are asked for at once. `course` starts
 // with the gate rows. `bias` (if given) is added to the pre-activations.
 int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate, const Activation& activation,
                   const Looked& looked, bool all, const Course& course, const Matrix* up, const Matrix* down,

@@ -56,28 +56,44 @@ void score_rows(const RowKernels& kernels, const Asked& asked, const void* const
   }
 }
 
+// Lists the neurons [begin, end) that are named: ids[k]. Their rows of the gate (if given) are asked for at once.
+// `course` starts with the rows that are scanned.
+int64_t scan_rows(const RowKernels& kernels, const Asked& asked, int64_t begin, int64_t end, const Course& course,
+                  const Matrix* gate, int32_t* ids) {
+  const Matrix& scanned = asked.guess.scanned;
+  const float* offset = asked.guess.offset;
+  int64_t n = 0;
+  for (int64_t first = begin; first < end; first += kRows) {
+    const void* rows[kRows];
+    for (int64_t i = 0; i < kRows; ++i) rows[i] = scanned.row(std::min(first + i, end - 1));
+    float scores[kRows * kMaxTokens];
+    score_rows(kernels, asked, rows, course.ahead(first - begin), scores);
+    for (int64_t i = 0; i < std::min(kRows, end - first); ++i) {
+      bool named = false;
+      for (int64_t t = 0; t < asked.tokens; ++t) named |= !(scores[i * asked.tokens + t] + offset[first + i] < 0);
+      if (!named) continue;
+      if (gate != nullptr && are_few(n, first + i - begin)) request(*gate, first + i);
+      ids[n++] = static_cast<int32_t>(first + i);
+    }
+  }
+  return n;
+}
+
 // The list of all neurons that are named, in ascending order.
 std::tuple<Tensor, Tensor> list_named(const Tensor& x, const Asked& asked) {
   using torch::headeronly::ScalarType;
-  const Matrix& scanned = asked.guess.scanned;
-  Tensor index = torch::stable::new_empty(x, {scanned.rows}, ScalarType::Int);
+  const int64_t neurons = asked.guess.scanned.rows;
+  Tensor index = torch::stable::new_empty(x, {neurons}, ScalarType::Int);
   Tensor count = torch::stable::new_empty(x, {1}, ScalarType::Int);
-  const Chunks chunks(scanned.rows);
-  const RowKernels& kernels = row_kernels();
-  int32_t* ids = workspace().listed.at_least(scanned.rows);
-  int64_t found[Chunks::kMost];
-  parallel_tasks(chunks.count, [&](int64_t chunk, Seat seat) {
-    const int64_t begin = chunks.begin(chunk), end = chunks.end(chunk);
-    Course course;
-    course.add(scanned, begin, end - begin);
-    course.add(scanned, chunks.begin(seat.then), chunks.end(seat.then) - chunks.begin(seat.then));
-    found[chunk] = scan_guess(kernels, asked, begin, end, course, nullptr, ids + begin);
-  });
+  const Chunks chunks(neurons);
+  int32_t* ids = workspace().named.at_least(neurons);
+  int64_t counts[Chunks::kMost];
+  scan_guess(asked, nullptr, ids, counts);
   int32_t* to = static_cast<int32_t*>(index.mutable_data_ptr());
   int32_t slot = 0;
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
-    std::memcpy(to + slot, ids + chunks.begin(chunk), found[chunk] * sizeof(int32_t));
-    slot += static_cast<int32_t>(found[chunk]);
+    std::memcpy(to + slot, ids + chunks.begin(chunk), counts[chunk] * sizeof(int32_t));
+    slot += static_cast<int32_t>(counts[chunk]);
   }
   *static_cast<int32_t*>(count.mutable_data_ptr()) = slot;
   return {index, count};
@@ -146,25 +162,18 @@ Asked ask(const Guess& guess, const Input& x, const Input& residual) {
   return {guess, from, nullptr, x.tokens};
 }
 
-int64_t scan_guess(const RowKernels& kernels, const Asked& asked, int64_t begin, int64_t end, const Course& course,
-                   const Matrix* gate, int32_t* ids) {
+void scan_guess(const Asked& asked, const Matrix* gate, int32_t* ids, int64_t* counts) {
   const Matrix& scanned = asked.guess.scanned;
-  const float* offset = asked.guess.offset;
-  int64_t n = 0;
-  for (int64_t first = begin; first < end; first += kRows) {
-    const void* rows[kRows];
-    for (int64_t i = 0; i < kRows; ++i) rows[i] = scanned.row(std::min(first + i, end - 1));
-    float scores[kRows * kMaxTokens];
-    score_rows(kernels, asked, rows, course.ahead(first - begin), scores);
-    for (int64_t i = 0; i < std::min(kRows, end - first); ++i) {
-      bool named = false;
-      for (int64_t t = 0; t < asked.tokens; ++t) named |= !(scores[i * asked.tokens + t] + offset[first + i] < 0);
-      if (!named) continue;
-      if (gate != nullptr && are_few(n, first + i - begin)) request(*gate, first + i);
-      ids[n++] = static_cast<int32_t>(first + i);
-    }
-  }
-  return n;
+  const RowKernels& kernels = row_kernels();
+  const Chunks chunks(scanned.rows);
+  parallel_tasks(chunks.count, [&](int64_t chunk, Seat seat) {
+    const int64_t begin = chunks.begin(chunk), end = chunks.end(chunk);
+    Course course;
+    course.add(scanned, begin, end - begin);
+    course.add(scanned, chunks.begin(seat.then), chunks.end(seat.then) - chunks.begin(seat.then));
+    const bool is_next = gate != nullptr && chunk == (seat.front ? 0 : chunks.count - 1);
+    counts[chunk] = scan_rows(kernels, asked, begin, end, course, is_next ? gate : nullptr, ids + begin);
+  });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(prosparse, CPU, m) {

@@ -37,9 +37,8 @@ struct Asked {
 // x is the normed input and residual what it was made of, both fp32, padded.
 Asked ask(const Guess& guess, const Input& x, const Input& residual);
 
-// Lists the neurons [begin, end) that the guess names: ids[k]. Rows of the gate (if given) are asked for at once.
-// `course` starts with the rows that are scanned.
-int64_t scan_guess(const RowKernels& kernels, const Asked& asked, int64_t begin, int64_t end, const Course& course,
-                   const Matrix* gate, int32_t* ids);
+// Lists the neurons of every chunk that the guess names, ascending: ids[chunks.begin(chunk) + k], counts[chunk]. What
+// each thread is to read next of the gate (if given) is asked for at once.
+void scan_guess(const Asked& asked, const Matrix* gate, int32_t* ids, int64_t* counts);
 
 }  // namespace prosparse

@@ -48,6 +48,7 @@ struct Workspace {
   Buffer<float> partial;   // [chunks, tokens, padded columns]
   Buffer<int32_t> listed;  // [neurons]
   Buffer<int32_t> live;    // [neurons]
+  Buffer<int32_t> named;   // [neurons]
   Buffer<float> residual;        // [tokens, padded hidden]
   Buffer<float> guess;           // [tokens, padded rank]
   Buffer<char> guess_prepared;   // [tokens, prepared_bytes]
