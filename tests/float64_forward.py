@@ -3,6 +3,7 @@
     llama     h += o(attention(norm h));  h += down(act(gate x) * up x), x = norm h;  logits = lm_head(norm h)
     minicpm   h = embed * scale_emb;  every += times scale_depth / sqrt(layers);  norm h / (hidden / dim_model_base)
     experts   (minicpm) down sum over the two best e of softmax(their scores)[e] * (act(w1[e] x) * w3[e] x) w2[e]
+    MiniCPM-V the tensors named llm.*, of these families; those of version 2.6 have biases on q, k and v
     bamboo    act(gate x) * relu(up x);  attention sees the latest sliding_window positions, its own included
 
 Rotary angles are position * theta^(-2i / head_dim) in float32, as all these models were trained; the rest is float64.
@@ -46,11 +47,18 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)
-    return json.loads((folder / "config.json").read_text()), {name: t.double() for name, t in tensors.items()}
+    config = json.loads((folder / "config.json").read_text())
+    if "MiniCPMV" in config["architectures"]:
+        tensors = {name.removeprefix("llm."): t for name, t in tensors.items() if name.startswith("llm.")}
+        config["architectures"] = ["MiniCPMForCausalLM" if "scale_emb" in config else "LlamaForCausalLM"]
+    return config, {name: t.double() for name, t in tensors.items()}
 
 
-def forward(folder: Path, token_ids: list[int], **changes: Any) -> Trace:
-    """Logits of every position and what the FFNs did; `changes` replace keys of config.json."""
+def forward(folder: Path, token_ids: list[int], embeds: Tensor | None = None, **changes: Any) -> Trace:
+    """Logits of every position and what the FFNs did; `changes` replace keys of config.json.
+
+    `embeds` [tokens, hidden] are what the first layer takes instead of the scaled embeddings of token_ids.
+    """
     config, tensors = read_folder(folder)
     config |= changes
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
@@ -60,6 +68,7 @@ def forward(folder: Path, token_ids: list[int], **changes: Any) -> Trace:
 
     trace = Trace(torch.empty(0))
     h = tensors["model.embed_tokens.weight"][token_ids] * (config["scale_emb"] if is_minicpm else 1.0)
+    h = h if embeds is None else embeds.double()
     for i in range(layers):
         own = {
             name.removeprefix(f"model.layers.{i}."): t
@@ -82,12 +91,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def attention(config: dict[str, Any], own: dict[str, Tensor], x: Tensor) -> Tensor:
-    tokens, heads, kv_heads = x.shape[0], config["num_attention_heads"], config["num_key_value_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    tokens, head_dim = x.shape[0], config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     theta = rope_theta(config, tokens, head_dim)
-    q = rotate((x @ own["self_attn.q_proj.weight"].T).view(tokens, heads, head_dim), theta)
-    k = rotate((x @ own["self_attn.k_proj.weight"].T).view(tokens, kv_heads, head_dim), theta)
-    v = (x @ own["self_attn.v_proj.weight"].T).view(tokens, kv_heads, head_dim)
+    q, k, v = (
+        (x @ own[f"self_attn.{part}_proj.weight"].T + own.get(f"self_attn.{part}_proj.bias", 0)).view(
+            tokens, -1, head_dim
+        )
+        for part in "qkv"
+    )
+    q, k = rotate(q, theta), rotate(k, theta)
     return attend(q, k, v, config.get("sliding_window") or tokens) @ own["self_attn.o_proj.weight"].T
 
 

@@ -19,6 +19,7 @@ from ..errors import ConfigError, MissingFileError, UnsupportedError
 from .fields import Fields, finite, read_json_object, show
 from .plain import read_falcon, read_opt
 from .rope import read_rope
+from .vision import VISION_MODEL, Decoder, read_decoder
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,12 @@ def read_arguments(source: str | Path | dict, fatrelu_threshold: float | None = 
     """The arguments of a `ModelConfig`; see its `from_hf`."""
     fields, generation = _open(source)
     model_type = _model_type(fields)
+    decoder = read_decoder(fields) if model_type == VISION_MODEL else Decoder(model_type)
+    model_type = decoder.model_type
     family = FAMILIES[model_type]
     _refuse_what_would_be_ignored(fields, model_type)
     activation, notes = _activation(fields, model_type, fatrelu_threshold)
+    notes += decoder.notes
     vocab = fields.whole("vocab_size")
     bos = fields.token_id("bos_token_id", family.bos)
     if bos is not None and bos >= vocab:
@@ -69,8 +73,11 @@ def read_arguments(source: str | Path | dict, fatrelu_threshold: float | None = 
         activation=activation,
         tied_embeddings=fields.boolean("tie_word_embeddings", family.tied),
         bos_token_id=bos,
-        eos_token_ids=_eos(fields, generation, family.eos),
+        eos_token_ids=tuple(dict.fromkeys(_eos(fields, generation, family.eos) + decoder.ends)),
         pad_token_id=fields.token_id("pad_token_id", family.pad),
+        attention_bias=decoder.attention_bias,
+        tensor_prefix=decoder.tensor_prefix,
+        vision_prefixes=decoder.vision_prefixes,
         notes=notes,
     )
     if model_type in PLAIN_READERS:
@@ -142,16 +149,16 @@ def _model_type(fields: Fields) -> str:
     architectures = fields.data.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise fields.wrong("architectures", "a list of class names")
-    by_class = {family.architecture: model_type for model_type, family in FAMILIES.items()}
+    by_class = {family.architecture: model_type for model_type, family in FAMILIES.items()} | {"MiniCPMV": VISION_MODEL}
     found = named or next((by_class[name] for name in architectures if name in by_class), "")
     if not found and not architectures:
         raise ConfigError(f"{fields.where}: has neither model_type nor architectures; this is no model's config.json")
-    if found not in FAMILIES:
+    if found not in FAMILIES and found != VISION_MODEL:
         key, value = ("model_type", named) if named else ("architectures", architectures)
         raise UnsupportedError(
             f"{fields.where}: {key} is {show(value)}, which prosparse does not run; supported are "
-            f"{', '.join(FAMILIES)} (ReluLLaMA, ProSparse-LLaMA-2, MiniCPM, MiniCPM-S, MiniCPM-MoE, Bamboo, "
-            "TurboSparse-Mistral, OPT, Falcon with ReLU)"
+            f"{', '.join([*FAMILIES, VISION_MODEL])} (ReluLLaMA, ProSparse-LLaMA-2, MiniCPM, MiniCPM-S, MiniCPM-MoE, "
+            "Bamboo, TurboSparse-Mistral, OPT, Falcon with ReLU, the language side of MiniCPM-V)"
         )
     return found
 

@@ -45,6 +45,8 @@ class ModelConfig:
         embed_width: columns of embedding and lm_head where a projection follows and precedes them; None for `hidden`.
         experts: FFNs per layer, of which a router chooses; 0 for one without a router.
         experts_per_token: how many it chooses.
+        tensor_prefix: what the names of tensors begin with, before those of the family.
+        vision_prefixes: what those of tensors beside them begin with, which are not read.
         bos_token_id, eos_token_ids, pad_token_id: from the config; None or empty where it names none.
         notes: what a user should know about how the config was read, one sentence each.
 
@@ -81,6 +83,8 @@ class ModelConfig:
     embed_width: int | None = None
     experts: int = 0
     experts_per_token: int = 0
+    tensor_prefix: str = ""
+    vision_prefixes: tuple[str, ...] = ()
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None

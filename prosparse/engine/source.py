@@ -29,7 +29,9 @@ class Source:
 
     def checkpoint(self) -> Checkpoint:
         """Its tensors. Raises CheckpointError, UnsupportedError."""
-        return Checkpoint(self.path) if self.gguf is None else GgufCheckpoint(self.gguf, self.config)
+        if self.gguf is None:
+            return Checkpoint(self.path, self.config.tensor_prefix, self.config.vision_prefixes)
+        return GgufCheckpoint(self.gguf, self.config)
 
     def tokenizer(self) -> Tokenizer:
         """Raises TokenizerError."""

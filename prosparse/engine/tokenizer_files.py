@@ -41,8 +41,9 @@ def load_pretrained(folder: Path) -> Any:
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         # A byte-level file is taken as it stands: transformers before 5.23 lose characters where tokenizer_config.json
-        # claims that it is a LlamaTokenizer.
-        if has_json and (not has_settings or _is_byte_level(folder / "tokenizer.json")):
+        # claims that it is a LlamaTokenizer. So is MiniCPM-V's: its class is code in the folder, but adds no more than
+        # names of special tokens.
+        if has_json and (not has_settings or _is_minicpm_v(folder) or _is_byte_level(folder / "tokenizer.json")):
             pretrained = PreTrainedTokenizerFast.from_pretrained(folder, **local)
         elif has_settings:
             # An empty config, because the folder's own may name a model_type that transformers does not know, or none.
@@ -61,6 +62,10 @@ def load_pretrained(folder: Path) -> Any:
             f"{folder}: {type(pretrained).__name__} does not run in the tokenizers library; add a tokenizer.json"
         )
     return pretrained
+
+
+def _is_minicpm_v(folder: Path) -> bool:
+    return '"MiniCPMVTokenizer' in (folder / "tokenizer_config.json").read_text(encoding="utf-8")
 
 
 def _is_byte_level(path: Path) -> bool:

@@ -27,6 +27,8 @@ class Checkpoint:
 
     Args:
         folder: holds model.safetensors, or model.safetensors.index.json and the shards it names.
+        prefix: tensors whose names begin with it are known by the rest of their names.
+        beside: tensors whose names begin with one of these are left out.
 
     Raises:
         MissingFileError: no such folder, or a shard that the index names is not there.
@@ -34,7 +36,7 @@ class Checkpoint:
         UnsupportedError: only GGUF weights.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, prefix: str = "", beside: tuple[str, ...] = ()) -> None:
         self.folder = Path(folder)
         self._files: dict[Path, Any] = {}
         self._tensors: dict[str, tuple[Path, TensorInfo]] = {}
@@ -52,6 +54,14 @@ class Checkpoint:
                         f"{self.folder / INDEX}: says {name} is in {path.name}, but that shard does not hold it; "
                         "download the folder again"
                     )
+        own = [name for name in self._tensors if not name.startswith(beside)]
+        if foreign := [name for name in own if not name.startswith(prefix)]:
+            raise CheckpointError(
+                f"{self.folder}: {listed(foreign)} is no tensor of the language model ({prefix}*), nor one that "
+                f"belongs beside it ({', '.join(beside)}); use weights as they were published"
+            )
+        self._stored_names = {name.removeprefix(prefix): name for name in own}
+        self._tensors = {name: self._tensors[stored] for name, stored in self._stored_names.items()}
 
     def names(self) -> list[str]:
         """All tensor names, in the order of the files."""
@@ -80,7 +90,7 @@ class Checkpoint:
         try:
             if path not in self._files:
                 self._files[path] = safe_open(path, framework="pt", device="cpu")
-            tensor = self._files[path].get_tensor(name)
+            tensor = self._files[path].get_tensor(self._stored_names[name])
         except (SafetensorError, OSError) as fault:
             raise CheckpointError(f"{path}: {name} cannot be read: {fault}; download the file again") from None
         if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:

@@ -76,7 +76,7 @@ def convert(
     _check_apart(folder, target)
     check_free("convert", target, overwrite)
     config = ModelConfig.from_hf(folder)
-    opened = _open(folder)
+    opened = _open(folder, config)
     check_names(opened, config)
     formats = agree("convert", folder, asked, stored_formats(folder))
     if formats.lm_head == "auto":
@@ -87,14 +87,16 @@ def convert(
         write_weights(work, entries, SHARD_BYTES, progress)
         _copy_files(folder, work)
         _write_config(folder, work, formats, opened.dtype(names_of(config).layer.gate.format(0, 0)))
-        with Checkpoint(work) as written:
+        with Checkpoint(work, config.tensor_prefix) as written:
             check_names(written, config)
     return target
 
 
-def _open(folder: Path) -> Source:
+def _open(folder: Path, config: ModelConfig) -> Source:
     has_safetensors = (folder / safe.SINGLE).exists() or (folder / safe.INDEX).exists()
-    return Checkpoint(folder) if has_safetensors else PickledCheckpoint(folder)
+    if not has_safetensors:
+        return PickledCheckpoint(folder)
+    return Checkpoint(folder, config.tensor_prefix, config.vision_prefixes)
 
 
 def _entries(source: Source, config: ModelConfig, formats: Formats) -> Iterator[Entry]:
@@ -109,13 +111,13 @@ def _entries(source: Source, config: ModelConfig, formats: Formats) -> Iterator[
         whole = is_matrix(names, name, size)
         fmt = format_of(name, names, formats, tied) if whole else formats.weights
         if whole and fmt in PACKED:
-            yield _packed(source, name, size, names, fmt)
+            yield _packed(source, name, config.tensor_prefix, size, names, fmt)
         else:
             dtype = FLOATS.get(fmt, source.dtype(name))
-            yield Entry(name, size, dtype, partial(_read_as, source, name, dtype))
+            yield Entry(config.tensor_prefix + name, size, dtype, partial(_read_as, source, name, dtype))
 
 
-def _packed(source: Source, name: str, size: tuple[int, ...], names: Names, fmt: str) -> Entry:
+def _packed(source: Source, name: str, prefix: str, size: tuple[int, ...], names: Names, fmt: str) -> Entry:
     transpose = is_down(names, name)
     rows, columns = reversed(size) if transpose else size
 
@@ -125,7 +127,7 @@ def _packed(source: Source, name: str, size: tuple[int, ...], names: Names, fmt:
             copy_matrix(source, name, codes, fmt, columns, workers, transpose)
         return codes
 
-    return Entry(name, packed_shape(name, size, names, fmt), FORMATS[fmt], produce)
+    return Entry(prefix + name, packed_shape(name, size, names, fmt), FORMATS[fmt], produce)
 
 
 def _read_as(source: Source, name: str, dtype: torch.dtype) -> Tensor:

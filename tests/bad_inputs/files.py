@@ -80,7 +80,10 @@ CONFIG = {
         Case("a file in place of the model's folder", command=("generate", "MODEL/config.json", "--prompt", "ab")),
         Case("no such folder", command=("generate", "MODEL/nowhere", "--prompt", "ab")),
     ],
-    "4": [Case("a model_type that is not known", config(model_type="gpt9"))],
+    "4": [
+        Case("a model_type that is not known", config(model_type="gpt9")),
+        Case("a MiniCPM-V that is not known", config(model_type="minicpmv", version=4.5)),
+    ],
     "5": [Case("a hidden_act that is not known", config(hidden_act="nope"))],
     "6": [Case("fatrelu without its threshold", config(hidden_act="fatrelu"))],
     "7": [

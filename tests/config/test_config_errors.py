@@ -86,7 +86,10 @@ def test_value_of_the_wrong_type_or_range(key, values):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'.*are llama, sparsellama, minicpm, bamboo, opt, falcon .ReluLL"),
+        (
+            {"model_type": "gpt2"},
+            "model_type is 'gpt2'.*are llama, sparsellama, minicpm, bamboo, opt, falcon, minicpmv .ReluLL",
+        ),
         ({"model_type": "minicpm3"}, "model_type is 'minicpm3'"),
         ({"model_type": None, "architectures": ["MixtralForCausalLM"]}, "architectures is .*Mixtral"),
         ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'; llama models run with relu, fatrelu, relu2, silu"),

@@ -35,6 +35,11 @@ MODELS = {
     "bamboo-base": ("bamboo", (4096, 14336, 32, 32, 8, 128, 32000, 32768), DRELU, False, RopeConfig()),
     "turbosparse-mistral": ("bamboo", (4096, 14336, 32, 32, 8, 128, 32064, 32768), DRELU, False, RopeConfig()),
     "minicpm-moe-8x2b": ("minicpm", (2304, 5760, 40, 36, 36, 64, 122753, 4096), SILU, True, RopeConfig()),
+    "minicpm-v-2": ("minicpm", (2304, 5760, 40, 36, 36, 64, 122753, 4096), SILU, False, RopeConfig()),
+    "minicpm-llama3-v-2_5": (
+        "llama", (4096, 14336, 32, 32, 8, 128, 128256, 8192), SILU, False, RopeConfig(theta=5e5),
+    ),
+    "minicpm-v-2_6": ("llama", (3584, 18944, 28, 28, 4, 128, 151666, 32768), SILU, False, RopeConfig(theta=1e6)),
     "opt-125m": ("opt", (768, 3072, 12, 12, 12, 64, 50272, 2048), RELU, True, RopeConfig("none")),
     "opt-350m": ("opt", (1024, 4096, 24, 16, 16, 64, 50272, 2048), RELU, True, RopeConfig("none")),
     "opt-6.7b": ("opt", (4096, 16384, 32, 32, 32, 128, 50272, 2048), RELU, True, RopeConfig("none")),
@@ -77,7 +82,7 @@ def test_reads_published_config(name):
         config.max_position,
     )  # fmt: skip
     assert (config.activation, config.tied_embeddings, config.rope) == (activation, tied, rope)
-    assert config.norm_eps == 1e-5
+    assert config.norm_eps == (1e-6 if name == "minicpm-v-2_6" else 1e-5)
 
 
 @pytest.mark.parametrize("name", SHAPE_OF)

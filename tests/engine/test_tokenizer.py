@@ -131,6 +131,14 @@ def test_a_corrupt_file(tmp_path: Path, contents: str, settings: dict | None) ->
     assert "\n" not in str(caught.value)
 
 
+def test_minicpm_v_s_tokenizer_is_complete_without_its_code(folder_of: Callable[..., Path]) -> None:
+    settings = {"tokenizer_class": "MiniCPMVTokenizer", "bos_token": "<s>", "eos_token": "</s>",
+                "auto_map": {"AutoTokenizer": ["tokenization_minicpmv.MiniCPMVTokenizer", None]}}  # fmt: skip
+    tokenizer = Tokenizer.load(folder_of("sentencepiece", settings), model_config(1000))
+    ids = tokenizer.encode("the dog")
+    assert ids[0] == 1 and tokenizer.decode(ids) == "the dog" and tokenizer.eos_ids == {2}
+
+
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
 def test_code_in_the_folder_is_not_run(folder_of: Callable[..., Path], kind: str) -> None:
     settings = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}

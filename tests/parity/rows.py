@@ -14,6 +14,7 @@ from float64_plain import forward_plain
 from tiny_engine import make_model
 from tiny_families import write_experts, write_falcon, write_opt
 from tiny_tokenizer import VOCAB
+from tiny_vision import write_minicpmv
 from torch import Tensor
 
 CONFIGS = Path(__file__).parent.parent / "fixtures" / "configs"
@@ -25,6 +26,9 @@ MISTRAL = {"hidden": 48, "neurons": 80, "heads": 4, "kv_heads": 1, "head_dim": 1
 EXPERTS = {"hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 6, "num_key_value_heads": 6}
 OPT = {"hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 192, "num_attention_heads": 4, "bos_token_id": 1}
 FALCON = {"hidden_size": 48, "num_attention_heads": 6, "bos_token_id": 1}
+VISION = {"hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 6, "num_key_value_heads": 6}
+LLAMA3 = {"num_attention_heads": 4, "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 2}
+QWEN2 = {**LLAMA3, "hidden_size": 56, "num_attention_heads": 7}
 HF_NAME = {
     "hidden": "hidden_size", "neurons": "intermediate_size", "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads", "layers": "num_hidden_layers", "vocab": "vocab_size",
@@ -92,6 +96,9 @@ ROWS = [
     Row("MiniCPM-2B dpo", "minicpm-2b-sft", FULL, {"max_position_embeddings": 2048, "torch_dtype": "float32"}),
     Row("MiniCPM-2B llama format", "minicpm-2b-sft", FULL, LLAMA_FORMAT),
     Row("MiniCPM-2B 128k", "minicpm-2b-128k", {**FULL, "vocab": 264}),
+    Row("MiniCPM-V 2.0 language model", "minicpm-v-2", VISION, write=write_minicpmv),
+    Row("MiniCPM-Llama3-V 2.5 language model", "minicpm-llama3-v-2_5", VISION | LLAMA3, write=write_minicpmv),
+    Row("MiniCPM-V 2.6 language model", "minicpm-v-2_6", VISION | QWEN2, write=write_minicpmv),
     Row("MiniCPM-MoE-8x2B", "minicpm-moe-8x2b", EXPERTS, write=write_experts),
     Row("OPT-125M to 66B", "opt-6.7b", OPT, write=write_opt),
     Row("OPT-350M", "opt-350m", {**OPT, "word_embed_proj_dim": 40}, write=write_opt),

@@ -56,6 +56,14 @@ def test_the_model_runs_beside_its_predictors(folder: Path, tmp_path: Path) -> N
     assert engine.plan.mode == "exact" and len(engine.generate("ab", max_new_tokens=3).token_ids) == 3
 
 
+def test_predictors_of_a_model_that_does_not_run_from_gguf(tmp_path: Path) -> None:
+    keys = {"general.architecture": "falcon", "falcon.block_count": 2, "falcon.embedding_length": 64,
+            "falcon.feed_forward_length": 96}  # fmt: skip
+    found = {name: stored(tensor, "F16") for name, tensor in matrices().items()}
+    path = write_gguf(tmp_path / "x.gguf", keys, found, b"PWRI")
+    assert [predictor.layer for predictor in read_predictors(path)] == [0, 1]
+
+
 def test_a_file_without_predictors(folder: Path, tmp_path: Path) -> None:
     path = write_model(tmp_path / "x.gguf", folder, powerinfer=True)
     assert list(read_predictors(path)) == [] and predictor_threshold(read_gguf(path)) == 0.0

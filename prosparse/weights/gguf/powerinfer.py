@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...config import ModelConfig
 from ...config.fields import Fields, finite
 from ...errors import CheckpointError
 from .checkpoint import floats
-from .config import GPU_INDEX, read_config
+from .config import GPU_INDEX
 from .file import GgufFile, read_gguf
 from .names import PREDICTOR
 
@@ -67,32 +66,37 @@ def predictor_threshold(file: GgufFile) -> float:
 def read_predictors(path: str | Path) -> Iterator[LayerPredictor]:
     """The predictors of a file's layers in order, one in memory at a time; none where it has none.
 
+    The model need not be one that runs from GGUF: predictors of any architecture are read.
+
     Raises:
         MissingFileError, CheckpointError, ConfigError, UnsupportedError: the file cannot be read; layers without a
             predictor while others have one; sizes that do not fit the model; weights that are not finite.
     """
     file = read_gguf(path)
-    config = read_config(file)
+    keys = Fields(file.metadata, str(file.path))
+    arch = keys.text("general.architecture")
     found = {(int(match[1]), match[2]) for name in file.tensors if (match := PREDICTOR.fullmatch(name))}
     if not found:
         return
-    if len(found) != 2 * config.layers or max(layer for layer, _ in found) >= config.layers:
+    layers = keys.whole(f"{arch}.block_count")
+    hidden, neurons = keys.whole(f"{arch}.embedding_length"), keys.whole(f"{arch}.feed_forward_length")
+    if len(found) != 2 * layers or max(layer for layer, _ in found) >= layers:
         raise CheckpointError(
-            f"{file.path}: has {len(found)} predictor matrices, expected fc1 and fc2 of {config.layers} layers; "
-            "download the file again"
+            f"{file.path}: has {len(found)} predictor matrices, expected fc1 and fc2 of {layers} layers; download the "
+            "file again"
         )
-    for layer in range(config.layers):
-        yield _layer_predictor(file, config, layer)
+    for layer in range(layers):
+        yield _layer_predictor(file, layer, hidden, neurons)
 
 
-def _layer_predictor(file: GgufFile, config: ModelConfig, layer: int) -> LayerPredictor:
+def _layer_predictor(file: GgufFile, layer: int, hidden: int, neurons: int) -> LayerPredictor:
     names = [f"blk.{layer}.fc{i}.weight" for i in (1, 2)]
     first, second = (file.tensors[name] for name in names)
     fits = len(first.shape) == len(second.shape) == 2 and first.shape[0] == second.shape[1]
-    if not fits or first.shape[1] != config.hidden or second.shape[0] != config.neurons:
+    if not fits or first.shape[1] != hidden or second.shape[0] != neurons:
         raise CheckpointError(
             f"{file.path}: {names[0]} is {list(first.shape)} and {names[1]} {list(second.shape)}, expected [rank, "
-            f"{config.hidden}] and [{config.neurons}, rank]; download the file again"
+            f"{hidden}] and [{neurons}, rank]; download the file again"
         )
     fc1, fc2 = (floats(file, name) for name in names)
     for name, tensor in zip(names, (fc1, fc2), strict=True):
