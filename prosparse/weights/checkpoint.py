@@ -6,6 +6,7 @@ Opening reads headers only. Tensors are views of the mapped files, so reading th
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,13 +55,7 @@ class Checkpoint:
                         f"{self.folder / INDEX}: says {name} is in {path.name}, but that shard does not hold it; "
                         "download the folder again"
                     )
-        own = [name for name in self._tensors if not name.startswith(beside)]
-        if foreign := [name for name in own if not name.startswith(prefix)]:
-            raise CheckpointError(
-                f"{self.folder}: {listed(foreign)} is no tensor of the language model ({prefix}*), nor one that "
-                f"belongs beside it ({', '.join(beside)}); use weights as they were published"
-            )
-        self._stored_names = {name.removeprefix(prefix): name for name in own}
+        self._stored_names = own_names(self.folder, self._tensors, prefix, beside)
         self._tensors = {name: self._tensors[stored] for name, stored in self._stored_names.items()}
 
     def names(self) -> list[str]:
@@ -82,6 +77,11 @@ class Checkpoint:
         """The file that holds a tensor."""
         self._info(name)
         return self._tensors[name][0]
+
+    def stored_name(self, name: str) -> str:
+        """What that file calls it."""
+        self._info(name)
+        return self._stored_names[name]
 
     def read(self, name: str) -> Tensor:
         """A tensor on the CPU: a view of the mapped file, valid as long as it is referenced. Do not write to it."""
@@ -113,6 +113,21 @@ class Checkpoint:
         if name not in self._tensors:
             raise CheckpointError(f"{self.folder}: has no tensor {name}")
         return self._tensors[name][1]
+
+
+def own_names(folder: Path, names: Iterable[str], prefix: str, beside: tuple[str, ...]) -> dict[str, str]:
+    """{name without its prefix: name} of the tensors of a language model, without those that lie beside it.
+
+    Raises:
+        CheckpointError: a tensor that is neither.
+    """
+    own = [name for name in names if not name.startswith(beside)]
+    if foreign := [name for name in own if not name.startswith(prefix)]:
+        raise CheckpointError(
+            f"{folder}: {listed(foreign)} is no tensor of the language model ({prefix}*), nor one that belongs beside "
+            f"it ({', '.join(beside)}); use weights as they were published"
+        )
+    return {name.removeprefix(prefix): name for name in own}
 
 
 def _find_weights(folder: Path) -> dict[Path, list[str]]:

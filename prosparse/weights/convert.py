@@ -94,9 +94,8 @@ def convert(
 
 def _open(folder: Path, config: ModelConfig) -> Source:
     has_safetensors = (folder / safe.SINGLE).exists() or (folder / safe.INDEX).exists()
-    if not has_safetensors:
-        return PickledCheckpoint(folder)
-    return Checkpoint(folder, config.tensor_prefix, config.vision_prefixes)
+    kind = Checkpoint if has_safetensors else PickledCheckpoint
+    return kind(folder, config.tensor_prefix, config.vision_prefixes)
 
 
 def _entries(source: Source, config: ModelConfig, formats: Formats) -> Iterator[Entry]:

@@ -24,7 +24,7 @@ def check_finite(checkpoint: Checkpoint | PickledCheckpoint, name: str, converte
     if torch.isfinite(low) and torch.isfinite(high):
         return
     stored = checkpoint.read(name)
-    where = f"{checkpoint.path(name)}: {name}"
+    where = f"{checkpoint.path(name)}: {checkpoint.stored_name(name)}"
     if bad := stored.numel() - int(torch.isfinite(stored).sum()):
         raise CheckpointError(
             f"{where} has {bad} of {stored.numel()} weights that are NaN or infinite; download it again"
@@ -45,7 +45,8 @@ def check_scales(checkpoint: Checkpoint | PickledCheckpoint, name: str, codes: T
     bits = codes.view(torch.uint8)[:, start : start + 2 * count].view(torch.int16)
     bad = int(((bits & 0x7F80) == 0x7F80).sum())  # all bits of a bf16's exponent set
     if bad:
+        where = f"{checkpoint.path(name)}: {checkpoint.stored_name(name)}"
         raise CheckpointError(
-            f"{checkpoint.path(name)}: {name} has {bad} of {bits.numel()} scales that are NaN or infinite; the file is "
-            "damaged: convert the original model again"
+            f"{where} has {bad} of {bits.numel()} scales that are NaN or infinite; the file is damaged: convert the "
+            "original model again"
         )

@@ -115,14 +115,15 @@ def check_names(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig)
     if missing := [name for name in expected if name not in checkpoint]:
         tie = f"; if it is tied to {names.embed}, set tie_word_embeddings to true" if names.lm_head in missing else ""
         raise CheckpointError(
-            f"{folder}: {len(missing)} of {len(expected)} tensors are missing: {listed(missing)}; download the folder "
-            f"again{tie}"
+            f"{folder}: {len(missing)} of {len(expected)} tensors are missing: "
+            f"{listed([config.tensor_prefix + name for name in missing])}; download the folder again{tie}"
         )
     known = expected | {names.lm_head: expected[names.embed]}
     unknown = [name for name in checkpoint.names() if name not in known and not names.harmless.fullmatch(name)]
     if unknown:
         raise CheckpointError(
-            f"{folder}: holds what a {config.family} model does not have: {listed(unknown)}; prosparse would compute "
+            f"{folder}: holds what a {config.family} model does not have: "
+            f"{listed([checkpoint.stored_name(name) for name in unknown])}; prosparse would compute "
             "something else than this model: use plain weights, with adapters merged"
         )
     tied = names.lm_head not in checkpoint
@@ -136,8 +137,9 @@ def check_names(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig)
         check_dtype(name, checkpoint.dtype(name), str(checkpoint.path(name)), fmt if packed else None)
         if checkpoint.shape(name) != shape:
             what = f"config.json makes it {list(shape)}{f' as {fmt}' if packed else ''}"
+            where = f"{checkpoint.path(name)}: {checkpoint.stored_name(name)}"
             raise CheckpointError(
-                f"{checkpoint.path(name)}: {name} is {list(checkpoint.shape(name))}, but {what}; they do not belong "
+                f"{where} is {list(checkpoint.shape(name))}, but {what}; they do not belong "
                 "together: take both from one download"
             )
 

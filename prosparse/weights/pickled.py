@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, MissingFileError
-from .checkpoint import PICKLED, listed, read_shard_names
+from .checkpoint import PICKLED, listed, own_names, read_shard_names
 
 SINGLE, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
@@ -20,13 +20,14 @@ class PickledCheckpoint:
 
     Args:
         folder: holds pytorch_model.bin, or pytorch_model.bin.index.json and the shards it names.
+        prefix, beside: see `Checkpoint`.
 
     Raises:
         MissingFileError: a shard that the index names is not there.
         CheckpointError: no .bin weights, or a file that holds anything but dense tensors.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prefix: str = "", beside: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self._tensors: dict[str, tuple[Path, Tensor]] = {}
         for path in _find_pickled(folder):
@@ -35,6 +36,8 @@ class PickledCheckpoint:
                     other = self._tensors[name][0].name
                     raise CheckpointError(f"{path}: {name} is also in {other}; a tensor must be in one shard only")
                 self._tensors[name] = (path, tensor)
+        self._stored_names = own_names(folder, self._tensors, prefix, beside)
+        self._tensors = {name: self._tensors[stored] for name, stored in self._stored_names.items()}
 
     def names(self) -> list[str]:
         return list(self._tensors)
@@ -50,6 +53,9 @@ class PickledCheckpoint:
 
     def path(self, name: str) -> Path:
         return self._tensors[name][0]
+
+    def stored_name(self, name: str) -> str:
+        return self._stored_names[name]
 
     def read(self, name: str) -> Tensor:
         return self._tensors[name][1]

@@ -87,9 +87,16 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
         attempt(version=4.5)
     with pytest.raises(UnsupportedError, match="use_sliding_window is true"):
         attempt(use_sliding_window=True)
-    with pytest.raises(CheckpointError, match="holds what a llama model does not have: .*q_proj.bias"):
+    with pytest.raises(CheckpointError, match="llama model does not have: llm.model.layers.0.self_attn.k_proj.bias"):
         attempt(version="2.5")
     tensors = load_file(folder / "model.safetensors")
+    norm = "llm.model.layers.1.input_layernorm.weight"
+    save_file({name: tensor for name, tensor in tensors.items() if name != norm}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"1 of 39 tensors are missing: {norm}"):
+        attempt()
+    save_file(tensors | {norm: torch.ones(9)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{norm} is \[9\], but config.json makes it \[56\]"):
+        attempt()
     save_file(tensors | {"tts.head.weight": torch.ones(3)}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"tts.head.weight is no tensor of the language model \(llm.\*\)"):
         attempt()

@@ -61,25 +61,25 @@ class GgufCheckpoint(Checkpoint):
 
     def __init__(self, file: GgufFile, config: ModelConfig) -> None:
         self.folder, self.file, self._config, self._files = file.path, file, config, {}
-        self._names = check_tensors(file, config)
-        self._tensors = {name: (file.path, _info(file, stored)) for name, stored in self._names.items()}
+        self._stored_names = check_tensors(file, config)
+        self._tensors = {name: (file.path, _info(file, stored)) for name, stored in self._stored_names.items()}
 
     def read(self, name: str) -> Tensor:
         """A whole tensor: float32 where it is quantised, else a view or, of q and k, a copy."""
         self._info(name)
-        tensor = floats(self.file, self._names[name])
+        tensor = floats(self.file, self._stored_names[name])
         order = row_order(name, self._config)
         if order is not None:
             return tensor[order]
-        return tensor.t() if is_turned(self._names[name]) else tensor
+        return tensor.t() if is_turned(self._stored_names[name]) else tensor
 
     def matrix(self, name: str) -> Tensor | Blocks:
         """A matrix of which parts can be taken without making floats of the whole."""
-        stored = self.file.tensors[self._names[name]]
+        stored = self.file.tensors[self._stored_names[name]]
         if stored.kind.unpack is None:
             return self.read(name)
-        data = map_tensor(self.file, self._names[name])
-        return Blocks(data, stored.kind, row_order(name, self._config), is_turned(self._names[name]))
+        data = map_tensor(self.file, self._stored_names[name])
+        return Blocks(data, stored.kind, row_order(name, self._config), is_turned(self._stored_names[name]))
 
     def formats(self, asked: Formats) -> Formats:
         """What is asked for, with "auto" made the format that keeps what is stored best, of lm_head by itself."""
@@ -89,7 +89,7 @@ class GgufCheckpoint(Checkpoint):
         return Formats(weights, self._format(LLAMA.embed if self._config.tied_embeddings else LLAMA.lm_head))
 
     def _format(self, name: str) -> str:
-        found = self.file.tensors[self._names[name]].kind.format
+        found = self.file.tensors[self._stored_names[name]].kind.format
         assert found is not None, "check_tensors let something through that is no weight"
         return found
 
