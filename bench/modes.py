@@ -147,7 +147,7 @@ def _row(
     mode: str, decoder: Decoder, session: Session, timings: dict[str, Timing], run: Run, labels: dict[str, object]
 ) -> Row:
     timing, config = timings[mode], decoder.config
-    sparsity = activation_sparsity(session, config.neurons)
+    sparsity = activation_sparsity(session, config.neurons_per_token)
     held = sum(
         a.qkv.nbytes + a.o.nbytes + f.gate.nbytes + f.up.nbytes + f.down.nbytes for a, f in gated_blocks(decoder)
     )

@@ -172,7 +172,7 @@ class _Measurement:
             loss=loss,
             perplexity=math.exp(loss),
             bits_per_byte=float(self.loss.sum()) / math.log(2) / n_bytes if n_bytes else None,
-            activation_sparsity=activation_sparsity(self.session, engine.config.neurons),
+            activation_sparsity=activation_sparsity(self.session, engine.config.neurons_per_token),
             baseline_loss=baseline_loss,
             baseline_perplexity=math.exp(baseline_loss),
             perplexity_ratio=_exponential(bootstrap(self.loss - self.baseline_loss)),
