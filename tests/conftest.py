@@ -11,6 +11,7 @@ from triton_backend import CHECKED_ON_THE_CPU_ALONE, gpu_backends, running
 
 from prosparse.kernels import cpu, quant
 from prosparse.kernels.attend import attend_reference
+from prosparse.kernels.axpy_active import axpy_active_reference
 from prosparse.kernels.decode_layers import decode_layers_reference
 from prosparse.kernels.gate_select import gate_select_reference
 from prosparse.kernels.glu_active import glu_active_reference
@@ -32,6 +33,7 @@ REFERENCES = {
     "glu_active": glu_active_reference,
     "glu_exact": glu_exact_reference,
     "glu_dense": glu_dense_reference,
+    "axpy_active": axpy_active_reference,
     "plain_exact": plain_exact_reference,
     "plain_dense": plain_dense_reference,
     "quantize": quant.quantize_reference,
