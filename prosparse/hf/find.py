@@ -1,8 +1,9 @@
-"""Find the gated FFNs of a transformers model, by structure and by what they compute.
+"""Find the FFNs of a transformers model that we run, by structure and by what they compute.
 
-A module is one when it has gate_proj, up_proj, down_proj (Linears without bias) and act_fn, and when its forward, run
-on small random weights, gives down(act(gate x) * up x), or relu(up x) for dReLU. What it computes is tried and not
-concluded from its name, so a class that only looks like one is left alone.
+`plain` knows those without up projection. A module is a gated one when it has gate_proj, up_proj, down_proj (Linears
+without bias) and act_fn, and when its forward, run on small random weights, gives down(act(gate x) * up x), or
+relu(up x) for dReLU. What it computes is tried and not concluded from its name, so a class that only looks like one is
+left alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import copy
 import dataclasses
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,11 @@ from torch.nn.functional import linear
 from prosparse.kernels.activation import Activation, gate_value, up_value
 from prosparse.kernels.weight import FORMAT_OF_DTYPE
 
+from .accelerated import Accelerated
 from .activation import read_activation
-from .glu import CHILDREN, AcceleratedGLU
+from .down import AcceleratedDown
+from .glu import CHILDREN, AcceleratedGLU, weights_of
+from .plain import down_of, examine_plain
 
 PROBE_SIZES = (64, 16, 24)  # tokens, hidden, neurons: 1536 gates, so a threshold is crossed on both sides
 PROBE_TOLERANCE = 1e-4  # relative; the probe runs in float32
@@ -29,19 +33,26 @@ PROBE_TOLERANCE = 1e-4  # relative; the probe runs in float32
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One gated FFN and how it would be run.
+    """One module that can be accelerated.
 
     Args:
         name: of the module in the model.
-        module: it.
+        module: a gated FFN, or the down projection of one without up.
         activation: of the FFN.
         dense_class: the class that it has without us.
+        mixin: what runs it.
     """
 
     name: str
     module: nn.Module
     activation: Activation
     dense_class: type[nn.Module]
+    mixin: type[Accelerated] = AcceleratedGLU
+
+    @property
+    def has_dense_kernel(self) -> bool:
+        """Whether mode dense runs it on a kernel of ours."""
+        return self.mixin is AcceleratedGLU
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +60,21 @@ class Found:
     """What a model has.
 
     Args:
-        sites: gated FFNs, in order.
-        left: why a module that looks like a gated FFN is none for us, by its name.
+        sites: FFNs, in order.
+        left: why a module that looks like an FFN is none for us, by its name.
     """
 
     sites: list[Site]
     left: dict[str, str]
 
 
-def find_glus(model: nn.Module) -> Found:
-    """The gated FFNs of a model; nothing is changed."""
+def down_parameter(module: nn.Module) -> nn.Parameter:
+    """The weight of a site's down projection, [hidden, neurons] as transformers has it."""
+    return cast(Any, module).weight if isinstance(module, nn.Linear) else weights_of(module)[2]
+
+
+def find_ffns(model: nn.Module) -> Found:
+    """The FFNs of a model; nothing is changed."""
     config = getattr(model, "config", None)
     found = Found([], {})
     probed: dict[tuple[type[nn.Module], Activation], Activation | None] = {}
@@ -71,7 +87,21 @@ def find_glus(model: nn.Module) -> Found:
                 found.sites.append(site)
             else:
                 found.left[name] = site
+        elif (child := down_of(module)) is not None:
+            _add_plain(found, f"{name}.{child}", module, child, config)
     return found
+
+
+def _add_plain(found: Found, name: str, module: nn.Module, child: str, config: Any) -> None:
+    down = getattr(module, child)
+    if isinstance(down, AcceleratedDown):
+        found.sites.append(Site(name, down, down.activation, down.dense_class, AcceleratedDown))
+        return
+    activation = examine_plain(module, config)
+    if isinstance(activation, Activation):
+        found.sites.append(Site(name, down, activation, type(down), AcceleratedDown))
+    else:
+        found.left[name] = activation
 
 
 def examine(

@@ -14,22 +14,23 @@ from prosparse.kernels.tally import NONZERO
 from .. import machine
 from ..errors import UnsupportedError, UserError
 from ..plan import UNPREDICTED
-from .find import Found, Site, find_glus
-from .glu import AcceleratedGLU, install, uninstall, weights_of
+from .accelerated import Accelerated, install, uninstall
+from .find import Found, Site, down_parameter, find_ffns
 
 log = logging.getLogger("prosparse")
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def accelerate(model: Model, mode: str = "auto") -> Model:
-    """Run the gated FFNs of a transformers model on our kernels, in place; `restore` takes it back.
+    """Run the FFNs of a transformers model on our kernels, in place; `restore` takes it back.
 
     Steps of 1 to 16 tokens (decoding) skip the neurons that are exactly zero; longer ones (prompts) stay with PyTorch.
     The weights are those of the model, without a second copy. For inference: with autograd the model computes as
     before, so call it through `generate` or under `torch.no_grad()`.
 
     Args:
-        model: any module that holds gated FFNs (Llama, Mistral, Qwen, our MiniCPM, Bamboo, ...).
+        model: any module that holds gated FFNs (Llama, Mistral, Qwen, our MiniCPM, Bamboo, ...), or FFNs of a ReLU
+            between two Linears (OPT, Falcon with ReLU), of which the second is run.
         mode: "exact" skips true zeros only; "dense" runs our dense kernels; "auto" is exact where the activation makes
             zeros, and else leaves the model as it is, with one log line.
 
@@ -38,18 +39,18 @@ def accelerate(model: Model, mode: str = "auto") -> Model:
 
     Raises:
         UserError: an unknown mode, or exact for an activation that makes no zeros.
-        UnsupportedError: a mode other than auto, and no gated FFN that prosparse runs.
+        UnsupportedError: a mode other than auto, and no FFN that prosparse runs in it.
         Any error leaves the model as it was.
     """
     if mode not in ("auto", *UNPREDICTED):
         raise UserError(f"accelerate: mode is {mode!r}; supported are auto, {', '.join(UNPREDICTED)}")
-    found = find_glus(model)
+    found = find_ffns(model)
     sites = choose_sites(type(model).__name__, found, mode)
     undo: list[Callable[[], None]] = []
     try:
         for site in sites:
             undo.append(_undoing(site))
-            install(site.module, site.activation, "exact" if mode == "auto" else mode, site.dense_class)
+            _install(site, "exact" if mode == "auto" else mode)
     except BaseException:
         for take_back in reversed(undo):
             take_back()
@@ -58,8 +59,10 @@ def accelerate(model: Model, mode: str = "auto") -> Model:
 
 
 def choose_sites(what: str, found: Found, mode: str) -> list[Site]:
-    """The gated FFNs to accelerate, with one log line about them, or why there are none."""
-    sites = [site for site in found.sites if mode == "dense" or site.activation.makes_zeros]
+    """The FFNs to accelerate, with one log line about them, or why there are none."""
+    sites = [
+        site for site in found.sites if (site.has_dense_kernel if mode == "dense" else site.activation.makes_zeros)
+    ]
     dense = [site for site in found.sites if not site.activation.makes_zeros]
     if mode == "exact" and dense:
         raise UserError(
@@ -68,7 +71,7 @@ def choose_sites(what: str, found: Found, mode: str) -> list[Site]:
         )
     if sites:
         kinds = ", ".join(sorted({str(site.activation) for site in sites}))
-        device = weights_of(sites[0].module)[0].device
+        device = down_parameter(sites[0].module).device
         shown = "exact" if mode == "auto" else mode
         log.info(
             "accelerate: %d FFNs of %s run %s (%s) on %s", len(sites), what, shown, kinds, machine.kernel_name(device)
@@ -92,19 +95,25 @@ def _why(found: Found, dense: list[Site]) -> str:
     if found.left:
         name, fault = next(iter(found.left.items()))
         return f"{name}: {fault}"
-    return "it has no module with gate_proj, up_proj, down_proj and act_fn"
+    if found.sites:
+        return f"{found.sites[0].name} has no up projection beside it, and for such FFNs there is no dense kernel here"
+    return "it has no module with gate_proj, up_proj, down_proj and act_fn, nor a ReLU between fc1 and fc2"
+
+
+def _install(site: Site, mode: str) -> None:
+    install(site.module, down_parameter(site.module), site.mixin, site.activation, mode, site.dense_class)
 
 
 def _undoing(site: Site) -> Callable[[], None]:
     """What puts a site back to its present state, whatever part of `install` was done."""
     module = site.module
-    if isinstance(module, AcceleratedGLU):
+    if isinstance(module, Accelerated):
         mode = module.mode
-        return lambda: install(module, site.activation, mode, site.dense_class)
+        return lambda: _install(site, mode)
 
     def take_back() -> None:
-        if isinstance(module, AcceleratedGLU):
-            uninstall(module)
+        if isinstance(module, Accelerated):
+            uninstall(module, down_parameter(module))
 
     return take_back
 
@@ -116,8 +125,8 @@ def restore(model: Model) -> Model:
         the same model.
     """
     for module in list(model.modules()):
-        if isinstance(module, AcceleratedGLU):
-            uninstall(module)
+        if isinstance(module, Accelerated):
+            uninstall(module, down_parameter(module))
     return model
 
 
@@ -137,13 +146,13 @@ def stats(model: nn.Module, reset: bool = False) -> dict[str, Any]:
     Raises:
         UserError: the model is not accelerated.
     """
-    layers = [module for module in model.modules() if isinstance(module, AcceleratedGLU)]
+    layers = [module for module in model.modules() if isinstance(module, Accelerated)]
     if not layers:
         raise UserError("stats: the model is not accelerated; call prosparse.accelerate(model) first")
     shares = []
     for layer in layers:
         if tokens := int(layer.prosparse_tokens):
-            neurons = weights_of(layer)[0].shape[0]
+            neurons = down_parameter(layer).shape[1]
             shares.append(round(1 - int(layer.prosparse_tally[NONZERO]) / (tokens * neurons), 6))
     sparsity = {"mean": round(sum(shares) / len(shares), 6), "layers": shares} if len(shares) == len(layers) else None
     result = {

@@ -28,10 +28,11 @@ from .. import machine
 from ..config.hf import FAMILIES
 from ..errors import UserError
 from ..plan import UNPREDICTED
+from .accelerated import install
 from .activation import FATReLU, set_thresholds
 from .bamboo import BambooConfig, BambooForCausalLM, BambooMLP
 from .find import examine
-from .glu import install, weights_of
+from .glu import AcceleratedGLU, weights_of
 from .minicpm import MiniCPMConfig, MiniCPMForCausalLM
 from .sparsellama import SparseLlamaConfig, SparseLlamaForCausalLM
 
@@ -152,6 +153,6 @@ def _settle(module: nn.Module, dense_class: type[nn.Module], order: _Order) -> N
         outcome = f"stay as they are: {site.activation} makes no exact zeros, so there is nothing to skip"
     else:
         mode = "exact" if order.mode == "auto" else order.mode
-        install(module, site.activation, mode, dense_class)
+        install(module, weights_of(module)[2], AcceleratedGLU, site.activation, mode, dense_class)
         outcome = f"run {mode} ({site.activation}) on {machine.kernel_name(weights_of(module)[0].device)}"
     order.outcomes[outcome] += 1
