@@ -20,6 +20,7 @@ from prosparse.kernels.glu_exact import glu_exact_reference
 from prosparse.kernels.linear import linear_reference
 from prosparse.kernels.plain_dense import plain_dense_reference
 from prosparse.kernels.plain_exact import plain_exact_reference
+from prosparse.kernels.plain_predicted import plain_predicted_reference
 from prosparse.kernels.rms_norm import rms_norm_reference
 from prosparse.kernels.rotary_store import rotary_store_reference
 
@@ -36,6 +37,7 @@ REFERENCES = {
     "axpy_active": axpy_active_reference,
     "plain_exact": plain_exact_reference,
     "plain_dense": plain_dense_reference,
+    "plain_predicted": plain_predicted_reference,
     "quantize": quant.quantize_reference,
     "dequantize": quant._dequantize_into,
 }

@@ -122,14 +122,15 @@ def assemble(
         attention = Attention(
             config, layer, own.attention_norm, own.qkv, own.qkv_bias, own.o, own.attention_norm_bias, own.o_bias
         )
-        ffn: FFN | None = other_ffn(config, own, how.mode)
+        selector = Selector(_of_layer(predictor, layer), own.gate) if how.mode == "predicted" else None
+        ffn: FFN | None = other_ffn(config, own, how.mode, selector)
         if ffn is None:
             assert own.up is not None, "an FFN without up projection is another block"
             parts = (
                 own.ffn_norm, config.norm_eps, own.gate, own.up, own.down, config.activation, config.residual_scale,
             )  # fmt: skip
-            if how.mode == "predicted":
-                ffn = PredictedFFN(*parts, selector=Selector(_of_layer(predictor, layer), own.gate))
+            if selector is not None:
+                ffn = PredictedFFN(*parts, selector=selector)
             else:
                 ffn = FFN_OF_MODE[how.mode](*parts)
         blocks.append((attention, ffn))

@@ -22,7 +22,7 @@ from prosparse.kernels.tally import NONZERO, PREDICTED
 
 from .. import machine
 from ..model.decoder import Decoder
-from ..sparsity import PredictedFFN
+from ..sparsity import PlainPredictedFFN, PredictedFFN
 from .request import Request
 from .session import Session
 
@@ -38,7 +38,7 @@ def activation_sparsity(session: Session, neurons: int) -> dict[str, Any] | None
 
 def predicted_sparsity(session: Session, decoder: Decoder) -> dict[str, Any] | None:
     """Mean and per-layer share of neurons not predicted; None where no layer is predicted, or before any step."""
-    is_predicted = [isinstance(ffn, PredictedFFN) for _, ffn in decoder.blocks]
+    is_predicted = [isinstance(ffn, PredictedFFN | PlainPredictedFFN) for _, ffn in decoder.blocks]
     if not session.steps or not any(is_predicted):
         return None
     shares = (1 - session.tally[:, PREDICTED].double() / (decoder.config.neurons * session.steps)).tolist()

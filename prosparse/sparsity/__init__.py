@@ -4,6 +4,7 @@ from .experts import ExpertsFFN
 from .ffn import DenseFFN, ExactFFN
 from .of_layer import other_ffn
 from .plain import PlainDenseFFN, PlainExactFFN, PlainFFN
+from .plain_predicted import PlainPredictedFFN
 from .predicted import PredictedFFN
 from .selectors import Selector
 
@@ -14,6 +15,7 @@ __all__ = [
     "PlainDenseFFN",
     "PlainExactFFN",
     "PlainFFN",
+    "PlainPredictedFFN",
     "PredictedFFN",
     "Selector",
     "other_ffn",

@@ -56,7 +56,7 @@ class PlainFFN(ABC):
 
     def prefill(self, residual: Tensor, view: View | None = None) -> Tensor:
         """Many tokens, dense: [tokens, hidden] float32 to the same; see `GatedFFN.prefill`, whose view sees h twice."""
-        x = residual if self.post_norm else self._normed(residual)
+        x = self._input(residual)
         g = linear(x, self.gate)
         if self.gate_bias is not None:
             g = g + self.gate_bias
@@ -72,8 +72,7 @@ class PlainFFN(ABC):
             raise ValueError(
                 f"ffn: a decode step takes at most {MAX_ROWS} tokens, got {residual.shape[0]}; prefill them"
             )
-        x = residual if self.post_norm else self._normed(residual)
-        return self._add(residual, self._compute(x, tally))
+        return self._add(residual, self._compute(residual, self._input(residual), tally))
 
     def bytes_read(self, steps: int, done: Sequence[int]) -> int:
         """Bytes of weights that decode steps had to read which tallied this."""
@@ -83,6 +82,9 @@ class PlainFFN(ABC):
         """None: this is no gated FFN."""
         return None
 
+    def _input(self, residual: Tensor) -> Tensor:
+        return residual if self.post_norm else self._normed(residual)
+
     def _normed(self, residual: Tensor) -> Tensor:
         return normalize(residual, self.norm, self.norm_bias, self.norm_eps)
 
@@ -91,19 +93,19 @@ class PlainFFN(ABC):
         return self._normed(added) if self.post_norm else added
 
     @abstractmethod
-    def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
-        """FFN output for inputs x, [tokens, hidden]."""
+    def _compute(self, residual: Tensor, x: Tensor, tally: Tensor) -> Tensor:
+        """FFN output for inputs x, [tokens, hidden], of this residual."""
 
 
 class PlainDenseFFN(PlainFFN):
     """Reads every weight: the dense baseline."""
 
-    def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
+    def _compute(self, residual: Tensor, x: Tensor, tally: Tensor) -> Tensor:
         return plain_dense(x, self.gate, self.gate_bias, self.down, self.down_bias, self.activation, tally)
 
 
 class PlainExactFFN(PlainFFN):
     """Reads the gate, then down of the neurons it opens: skips true zeros only."""
 
-    def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
+    def _compute(self, residual: Tensor, x: Tensor, tally: Tensor) -> Tensor:
         return plain_exact(x, self.gate, self.gate_bias, self.down, self.down_bias, self.activation, tally)

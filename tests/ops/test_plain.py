@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from cases import DTYPES, LAYERS, PACKED, label, make_case, make_infinite, poison_allocator, pre_activation
-from closeness import Bounded, assert_within
+from cases import DTYPES, LAYERS, PACKED, label, make_infinite, poison_allocator
+from closeness import assert_within
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from plain_cases import RELU, Plain, clear_of_the_threshold, gates, make, meaning, run
 
 from prosparse.kernels.activation import Activation
 from prosparse.kernels.plain_dense import plain_dense
@@ -19,63 +18,10 @@ from prosparse.kernels.plain_exact import plain_exact
 from prosparse.kernels.tally import DOWN_ROWS, NONZERO, UP_ROWS, new_tally
 from prosparse.kernels.weight import FORMAT_OF_DTYPE, Weight, in_format
 
-RELU = Activation("relu")
 ACTIVATIONS = [RELU, Activation("fatrelu", 0.5), Activation("relu2")]
 FORMATS = [torch.bfloat16, *PACKED]
 OPS = [plain_exact, plain_dense]
 FFNS = [(weights, shape, ACTIVATIONS[i % 3]) for i, (weights, shape) in enumerate(LAYERS)]
-
-
-@dataclass(frozen=True, eq=False)
-class Plain:
-    """One FFN without up projection and its input; either bias may be missing."""
-
-    x: Tensor
-    gate: Weight
-    gate_bias: Tensor | None
-    down: Weight
-    down_bias: Tensor | None
-
-    @property
-    def arguments(self) -> tuple[Tensor, Weight, Tensor | None, Weight, Tensor | None]:
-        return self.x, self.gate, self.gate_bias, self.down, self.down_bias
-
-
-def make(tokens, hidden, neurons, weights=torch.bfloat16, bias=True, shift=0.0, **how) -> Plain:
-    """`shift` moves every pre-activation."""
-    case, rng = make_case(tokens, hidden, neurons, weights, **how), torch.Generator().manual_seed(1)
-    gate_bias, down_bias = torch.randn(neurons, generator=rng) + shift, torch.randn(hidden, generator=rng)
-    return Plain(case.x, case.gate, gate_bias if bias else None, case.down, down_bias if bias else None)
-
-
-def run(op, case: Plain, activation=RELU):
-    """(output, tally)"""
-    tally = new_tally("cpu")
-    return op(*case.arguments, activation, tally), tally
-
-
-def gates(case: Plain) -> Bounded:
-    g = pre_activation(case)
-    return g if case.gate_bias is None else g.plus(case.gate_bias)
-
-
-def clear_of_the_threshold(case: Plain, activation: Activation) -> Plain:
-    """FATReLU jumps at t, where rounding decides: biases are moved until no gate is that near."""
-    while activation.threshold:
-        g = gates(case)
-        near = ((g.value - activation.threshold).abs() <= 2 * g.error).any(0)
-        if not bool(near.any()):
-            break
-        case = replace(case, gate_bias=case.gate_bias + 0.01 * near)
-    return case
-
-
-def meaning(case: Plain, activation: Activation) -> Bounded:
-    """The FFN in float64."""
-    g = gates(case)
-    value = g.where(g.value >= activation.threshold) if activation.threshold else g.relu()
-    y = (value * value if activation.kind == "relu2" else value) @ case.down.values()
-    return y if case.down_bias is None else y.plus(case.down_bias)
 
 
 @pytest.mark.parametrize(("weights", "shape", "activation"), FFNS, ids=label)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from parity.rows import ROWS, Row
+from predictors import predictor_of
 from tiny_engine import assert_logits_close, decoded_logits, some_tokens
 
 import prosparse
 from prosparse.config import ModelConfig
+from prosparse.engine import Engine
 from prosparse.errors import UserError
 from prosparse.placement import choose
 from prosparse.plan import MODES
+from prosparse.weights.predictor import LayerPredictor, Predictor
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "models.md"
 
@@ -28,15 +32,25 @@ def table() -> dict[str, dict[str, str]]:
 
 
 def modes_of(row: Row) -> list[str]:
-    """What a plan can be made of for a model."""
+    """What a plan can be made of for a model, given a predictor."""
     config, possible = ModelConfig.from_hf(row.published()), []
+    every = LayerPredictor("sign_bits", torch.full((config.neurons,), torch.inf))
+    predictor = Predictor((every,) * config.layers, "", "")
     for mode in MODES:
         try:
-            choose(config, mode)
+            choose(config, mode, predictor if mode == "predicted" else None)
         except UserError:
             continue
         possible.append(mode)
     return possible
+
+
+def engines(row: Row, folder: Path) -> Iterator[tuple[str, Engine]]:
+    """The model in each of its modes; the predictor names every neuron."""
+    modes = modes_of(row)
+    for mode in modes:
+        predictor = predictor_of(prosparse.load(folder, weights="fp32")) if mode == "predicted" else None
+        yield mode, prosparse.load(folder, mode=mode, weights="fp32", predictor=predictor)
 
 
 def test_the_table_lists_what_is_tested() -> None:
@@ -50,8 +64,7 @@ def test_logits_are_those_of_float64(row: Row, tmp_path: Path) -> None:
     assert re.fullmatch(r"[1-9]e-[67]", told["parity"])
     folder, ids = row.make(tmp_path / "model"), some_tokens(40, seed=7)
     expected, decoded, worst = row.expected(folder, ids), [], 0.0
-    for mode in modes_of(row):
-        engine = prosparse.load(folder, mode=mode, weights="fp32")
+    for mode, engine in engines(row, folder):
         decoded.append(decoded_logits(engine, ids))
         for what, logits in (("prefill", engine.logits(ids)), ("decode", decoded[-1])):
             worst = max(worst, assert_logits_close(logits, expected, f"{row.model}, {mode}, {what}"))
