@@ -2,8 +2,7 @@
 
 from .compare import Interval
 from .measure import Report, measure, merge
-from .measure.stream import CALIBRATION
 from .perplexity import Perplexity, perplexity
-from .windows import HELD_OUT
+from .windows import CALIBRATION, HELD_OUT
 
 __all__ = ["CALIBRATION", "HELD_OUT", "Interval", "Perplexity", "Report", "measure", "merge", "perplexity"]

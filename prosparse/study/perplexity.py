@@ -175,13 +175,13 @@ class _Measurement:
             activation_sparsity=activation_sparsity(self.session, engine.config.neurons_per_token),
             baseline_loss=baseline_loss,
             baseline_perplexity=math.exp(baseline_loss),
-            perplexity_ratio=_exponential(bootstrap(self.loss - self.baseline_loss)),
+            perplexity_ratio=exponential(bootstrap(self.loss - self.baseline_loss)),
             kl_divergence=bootstrap(self.kl),
             top1_agreement=bootstrap(self.agrees),
         )
 
 
-def _exponential(interval: Interval) -> Interval:
+def exponential(interval: Interval) -> Interval:
     """The interval of a ratio from that of its logarithm."""
     low, high = (None if bound is None else math.exp(bound) for bound in (interval.low, interval.high))
     return Interval(math.exp(interval.value), low, high)

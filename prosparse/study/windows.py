@@ -18,6 +18,7 @@ from ..engine.tokenizer import Tokenizer
 from ..errors import MissingFileError, UserError
 
 HELD_OUT = Path(__file__).parent.parent / "assets" / "text" / "held_out.txt.xz"
+CALIBRATION = HELD_OUT.with_name("calibration.txt.xz")
 DOCUMENT_END = "<|endoftext|>"  # in the packaged excerpts
 MAX_TEXT_BYTES = 64 * 2**20  # more than any text that perplexity is quoted on; its tokens take ten times as much memory
 
@@ -39,14 +40,14 @@ class Windows:
 
 
 def read_text(path: str | Path | None) -> list[str]:
-    """The documents of a text file; None is the packaged held-out excerpt.
+    """The documents of a text file, or of a packaged excerpt, `HELD_OUT` or `CALIBRATION`; None is the first of them.
 
     Raises:
         MissingFileError: the file cannot be read.
         UserError: it is empty, not UTF-8, or larger than `MAX_TEXT_BYTES`.
     """
-    if path is None:
-        text = lzma.decompress(HELD_OUT.read_bytes()).decode()
+    if path is None or path in (HELD_OUT, CALIBRATION):
+        text = lzma.decompress(Path(path or HELD_OUT).read_bytes()).decode()
         return [document for document in text.split(DOCUMENT_END) if document]
     try:
         with open(path, "rb") as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,29 +13,12 @@ from prosparse.kernels.linear import gemm_transposed
 from prosparse.kernels.quant import as_matrix
 
 from ...engine import Engine
-from ...engine.session import Session
-from ...errors import UnsupportedError
 from ...model.decoder import Decoder
 from ...plan import fingerprint
-from ...sparsity import PlainFFN
-from ...sparsity.ffn import GatedFFN
 from ...weights.neuron_profile import content_key
 from ..compare import losses
+from ..watch import AnyFFN, open_ffns, read_window, watched
 from .subject import Facts, Look
-
-
-class WatchedFFN:
-    """The prefill of an FFN block, looked at; a measurement needs nothing else of a block."""
-
-    def __init__(self, ffn: GatedFFN | PlainFFN, layer: int, look: Look) -> None:
-        self._ffn, self._layer, self._look = ffn, layer, look
-
-    def prefill(self, residual: Tensor) -> Tensor:
-        return self._ffn.prefill(residual, self._view)
-
-    def _view(self, residual: Tensor, x: Tensor, value: Tensor, h: Tensor) -> Tensor:
-        changed = self._look(self._layer, x[None], value[None], h[None])
-        return h if changed is None else changed[0]
 
 
 class EngineSubject:
@@ -51,11 +33,7 @@ class EngineSubject:
 
     def __init__(self, engine: Engine, name: str | None = None) -> None:
         self.engine, config = engine, engine.config
-        self._ffns: list[GatedFFN | PlainFFN] = []
-        for _, ffn in engine.decoder.blocks:
-            if not isinstance(ffn, GatedFFN | PlainFFN):
-                raise UnsupportedError(f"measure: {type(ffn).__name__} is no FFN that can be looked into")
-            self._ffns.append(ffn)
+        self._ffns = open_ffns(engine)
         decoder = engine.decoder
         pairs = zip(decoder.blocks, self._ffns, strict=True)
         norms = [norm for (attention, _), ffn in pairs for norm in (attention.norm, ffn.norm)]
@@ -98,18 +76,20 @@ class EngineSubject:
         return as_matrix(self._ffns[layer].down.codes, self.engine.config.hidden).norm(dim=1)
 
     def _prefill(self, decoder: Decoder, window: Tensor) -> Iterator[Tensor]:
-        return Session(decoder, self.engine.kv_dtype, 1, len(window)).prefill(window)
+        return read_window(self.engine, decoder, window)
 
     def _watched(self, look: Look | None, relu: bool) -> Decoder:
         """The engine's decoder over the same weights, with other eyes on its FFNs."""
-        own = self.engine.decoder
-        blocks: list[Any] = []
-        for layer, (attention, _) in enumerate(own.blocks):
-            ffn = self._ffns[layer]
-            if relu and ffn.activation.kind == "fatrelu":
-                ffn = copy.copy(ffn)
-                ffn.activation = Activation("relu", on_up=ffn.activation.on_up)
-            blocks.append((attention, ffn if look is None else WatchedFFN(ffn, layer, look)))
-        watched = copy.copy(own)
-        watched.blocks = blocks
-        return watched
+        ffns = [_with_relu(ffn) if relu and ffn.activation.kind == "fatrelu" else ffn for ffn in self._ffns]
+
+        def view(layer: int, residual: Tensor, x: Tensor, value: Tensor, h: Tensor) -> Tensor | None:
+            changed = None if look is None else look(layer, x[None], value[None], h[None])
+            return None if changed is None else changed[0]
+
+        return watched(self.engine.decoder, ffns, view)
+
+
+def _with_relu(ffn: AnyFFN) -> AnyFFN:
+    ffn = copy.copy(ffn)
+    ffn.activation = Activation("relu", on_up=ffn.activation.on_up)
+    return ffn

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from ...engine.tokenizer import Tokenizer
 from ...errors import MissingFileError, UserError
-from ..windows import DOCUMENT_END, HELD_OUT, begins_with_bos
+from ..windows import CALIBRATION, DOCUMENT_END, HELD_OUT, begins_with_bos
 
 Progress = Callable[[int, int], None]
-CALIBRATION = HELD_OUT.with_name("calibration.txt.xz")
 SUFFIXES = (".txt", ".md")
 PIECE = 1 << 20  # characters of text tokenized at a time, and what is left of the line
 
