@@ -48,15 +48,20 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="auto, dense, exact or predicted (default: exact where the activation makes zeros, else dense)",
     )
     add_formats(group, "default: as stored; fp32 is held as bf16")
-    group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: cuda where there is one)")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
-    group.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and text together")
-    group.add_argument("--fatrelu-threshold", type=float, metavar="T", help="run the gate with FATReLU at T; 0 is ReLU")
+    add_running(group)
     group.add_argument("--plan", metavar="FILE", help="how each layer runs, from a plan file")
     group.add_argument("--predictor", metavar="FILE", help="guess the active neurons, with a predictor from a file")
     group.add_argument(
         "--audit", type=int, metavar="N", help="check the predictor every N steps; --stats says its recall"
     )
+
+
+def add_running(group: argparse._ActionsContainer) -> None:
+    """What says where a model runs, and as what."""
+    group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: cuda where there is one)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    group.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and text together")
+    group.add_argument("--fatrelu-threshold", type=float, metavar="T", help="run the gate with FATReLU at T; 0 is ReLU")
 
 
 def add_formats(group: argparse._ActionsContainer, default: str) -> None:

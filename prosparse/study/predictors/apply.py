@@ -21,5 +21,4 @@ def decoder_with(engine: Engine, how: Predictor | str) -> Decoder:
         if own is not None:
             block = PredictedFFN(*parts, selector=Selector(own, ffn.gate))
         blocks.append((attention, block))
-    old = engine.decoder
-    return Decoder(old.config, old.embed, blocks, old.final_norm, old.lm_head, old.context)
+    return engine.decoder.with_blocks(blocks)

@@ -269,7 +269,5 @@ def fit_curves(engine: Engine, layers: Sequence[Layer], windows: Tensor, progres
 
 
 def _with_one_offset(guess: Guess) -> Guess:
-    signs = guess.selector.signs
-    assert signs is not None
     spread = torch.full_like(guess.unit, float(guess.unit.mean().clamp_min(1.0)))
     return Guess(guess.predictor, guess.selector, torch.zeros_like(guess.base), spread, type(guess.curve)())
