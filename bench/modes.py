@@ -85,7 +85,7 @@ def time_decoder(
     if progress is not None:
         progress("checking", 0, 1)
     logits = check(decoders, tokens[:, : run.pp + CHECKED], run.pp)
-    sessions = {mode: _prefilled(each, tokens[:, : run.pp], tokens.shape[1]) for mode, each in decoders.items()}
+    sessions = {mode: prefilled(each, tokens[:, : run.pp], tokens.shape[1]) for mode, each in decoders.items()}
     slots = tuple(range(run.batch))
 
     def step_of(session: Session) -> Callable[[int], object]:
@@ -101,7 +101,7 @@ def time_decoder(
     timings = interleave(
         {**calls, "probe": Probe()}, run.tg * run.repeat, budget_s=run.budget_s, progress=stage(progress, "timing")
     )
-    rows = [_row(mode, decoders[mode], sessions[mode], timings, run, labels) for mode in decoders]
+    rows = [decode_row(mode, decoders[mode], sessions[mode], timings, run, labels) for mode in decoders]
     config, itemsize = decoder.config, next(iter(sessions.values())).cache.keys.element_size()
     cached = 2 * config.layers * config.kv_heads * config.head_dim * itemsize * (run.pp + (run.tg + 1) / 2)
     labels |= {"layers": config.layers, "context": tokens.shape[1], "repeat": run.repeat}
@@ -136,16 +136,17 @@ def check(decoders: dict[str, Decoder], tokens: Tensor, pp: int) -> Tensor:
     for mode, decoder in decoders.items():
         _, ffn = gated_blocks(decoder)[0]
         check_ffn(mode, ffn.gate, ffn.up, ffn.down, ffn.activation, clear_input(ffn.gate, ffn.activation))
-    _logits(in_lockstep(decoders), tokens, pp)
-    expected = _logits(first, tokens, pp)
+    step_logits(in_lockstep(decoders), tokens, pp)
+    expected = step_logits(first, tokens, pp)
     for mode, decoder in list(decoders.items())[1:]:
-        require_same_logits(f"mode {mode}", _logits(decoder, tokens, pp), expected)
+        require_same_logits(f"mode {mode}", step_logits(decoder, tokens, pp), expected)
     return expected
 
 
-def _row(
+def decode_row(
     mode: str, decoder: Decoder, session: Session, timings: dict[str, Timing], run: Run, labels: dict[str, object]
 ) -> Row:
+    """The row of one decoder of an interleaved run, in which its timing is called `mode`."""
     timing, config = timings[mode], decoder.config
     sparsity = activation_sparsity(session, config.neurons_per_token)
     held = sum(
@@ -172,7 +173,8 @@ def _row(
     return row
 
 
-def _prefilled(decoder: Decoder, prompts: Tensor, context: int) -> Session:
+def prefilled(decoder: Decoder, prompts: Tensor, context: int) -> Session:
+    """A session that has read prompts, [batch, tokens]."""
     kv_dtype = torch.float32 if decoder.lm_head.format == "fp32" else torch.bfloat16
     session = Session(decoder, kv_dtype, len(prompts), context)
     for slot, prompt in enumerate(prompts):
@@ -181,7 +183,8 @@ def _prefilled(decoder: Decoder, prompts: Tensor, context: int) -> Session:
     return session
 
 
-def _logits(decoder: Decoder, tokens: Tensor, pp: int) -> Tensor:
+def step_logits(decoder: Decoder, tokens: Tensor, pp: int) -> Tensor:
+    """Of decode steps over tokens [batch, length], of which pp are the prompt: [steps * batch, vocab]."""
     batch, length = tokens.shape
-    session, slots = _prefilled(decoder, tokens[:, :pp], length), tuple(range(batch))
+    session, slots = prefilled(decoder, tokens[:, :pp], length), tuple(range(batch))
     return torch.cat([session.decode(tokens[:, at : at + 1], slots, (at,) * batch) for at in range(pp, length)])

@@ -56,7 +56,7 @@ class GatedFFN(ABC):
         `view` sees what a measurement needs: it is called with the residual and the normed input, [tokens, hidden],
         act(gate) and act(gate) * up, [tokens, neurons], and returns what goes into down in place of the last.
         """
-        x = self._normed(residual)
+        x = self.normed(residual)
         value = gate_value(linear(x, self.gate), self.activation.code, self.activation.threshold)
         h = weigh(value, up_value(linear(x, self.up), self.activation.on_up))
         if view is not None:
@@ -69,14 +69,15 @@ class GatedFFN(ABC):
             raise ValueError(
                 f"ffn: a decode step takes at most {MAX_ROWS} tokens, got {residual.shape[0]}; prefill them"
             )
-        return torch.add(residual, self._compute(residual, self._normed(residual), tally), alpha=self.scale)
+        return torch.add(residual, self._compute(residual, self.normed(residual), tally), alpha=self.scale)
 
     def bytes_read(self, steps: int, done: Sequence[int]) -> int:
         """Bytes of weights that decode steps had to read which tallied this."""
         rows = done[UP_ROWS] * self.up.row_bytes + done[DOWN_ROWS] * self.down.row_bytes
         return steps * self.gate.nbytes + rows
 
-    def _normed(self, residual: Tensor) -> Tensor:
+    def normed(self, residual: Tensor) -> Tensor:
+        """The input of the gate, from the residual."""
         return rms_norm(residual, self.norm, self.norm_eps)
 
     @abstractmethod

@@ -36,7 +36,7 @@ class PredictedFFN(GatedFFN):
 
     def audit(self, residual: Tensor) -> tuple[int, int]:
         """How many neurons are active for a step's tokens, [tokens, hidden], and how many of them are predicted."""
-        x = self._normed(residual)
+        x = self.normed(residual)
         active, predicted = gate_select(x, self.gate, self.activation), self.selector.select(residual, x)
         ids, named = (found.index[: int(found.count)] for found in (active, predicted))
         return ids.numel(), int(torch.isin(ids, named).sum())
