@@ -27,6 +27,7 @@ from .library import register
 
 GROUP = {"int8": 128, "int4": 32}
 DTYPE = {"int8": torch.int8, "int4": torch.uint8}
+RANGE = {"int8": (-127, 127), "int4": (-8, 7)}  # of value / scale
 FORMAT = {dtype: fmt for fmt, dtype in DTYPE.items()}
 ALIGNMENT = 16  # bytes
 LEAST = 2.0**-120  # groups of smaller weights become zeros: the inverse of their scale may not be finite
@@ -132,18 +133,48 @@ def quantize_reference(matrix: Tensor, out: Tensor) -> None:
     padded = torch.zeros(rows, count * size, device=matrix.device)
     padded[:, :columns] = matrix
     grouped = padded.view(rows, count, size)
-    scale = _scale_int4(grouped) if fmt == "int4" else _scale_int8(grouped)
-    inverse = torch.where(grouped.abs().amax(-1) < LEAST, 0, 1 / scale.float())[..., None]
-    codes = (grouped * inverse).round()
+    scale = find_scale(grouped, fmt)
+    pack((grouped * inverse_of(grouped, scale)).round().clamp(*RANGE[fmt]), scale, out)
+
+
+def find_scale(grouped: Tensor, fmt: str, importance: Tensor | None = None) -> Tensor:
+    """The scale of each group.
+
+    Args:
+        grouped: [rows, groups, group] float32.
+        fmt: "int8" or "int4".
+        importance: what a squared error in each column of a group costs, [group] float32; None is 1 for all. An int8
+            scale does not depend on it.
+
+    Returns:
+        [rows, groups] bfloat16.
+    """
+    return _scale_int4(grouped, importance) if fmt == "int4" else _scale_int8(grouped)
+
+
+def inverse_of(grouped: Tensor, scale: Tensor) -> Tensor:
+    """What weights are multiplied with to become codes, [rows, groups, 1] float32; 0 for groups that become zeros."""
+    return torch.where(grouped.abs().amax(-1) < LEAST, 0, 1 / scale.float())[..., None]
+
+
+def pack(codes: Tensor, scale: Tensor, out: Tensor) -> None:
+    """Write packed rows, for those who round by rules of their own.
+
+    Args:
+        codes: [rows, groups, group], whole numbers within `RANGE`, before int4's offset of 8; any dtype.
+        scale: [rows, groups] bfloat16.
+        out: [rows, row_bytes] in the dtype of the format.
+    """
+    fmt = FORMAT[out.dtype]
     if fmt == "int4":
-        packed = _pack_int4(codes.clamp(-8, 7).to(torch.uint8) + 8)
+        packed = _pack_int4((codes + 8).to(torch.uint8))
     else:
-        packed = codes.clamp(-127, 127).to(torch.int8).view(torch.uint8)
+        packed = codes.to(torch.int8).view(torch.uint8)
     target = out.view(torch.uint8) if out.dtype != torch.uint8 else out
     target.zero_()
-    end = code_bytes(fmt, columns)
+    end = packed.shape[1] * packed.shape[2]
     target[:, :end] = packed.flatten(1)
-    target[:, end : end + 2 * count] = scale.contiguous().view(torch.uint8)
+    target[:, end : end + 2 * scale.shape[1]] = scale.contiguous().view(torch.uint8)
 
 
 def dequantize_reference(codes: Tensor, columns: int) -> Tensor:
@@ -165,7 +196,7 @@ def _scale_int8(grouped: Tensor) -> Tensor:
     return (up >> 16).to(torch.int16).view(torch.bfloat16)
 
 
-def _scale_int4(grouped: Tensor) -> Tensor:
+def _scale_int4(grouped: Tensor, importance: Tensor | None) -> Tensor:
     """bf16 [rows, groups]: the searched scale."""
     high, low = grouped.amax(-1, keepdim=True), grouped.amin(-1, keepdim=True)
     largest = torch.where(high >= -low, high, low)
@@ -174,8 +205,9 @@ def _scale_int4(grouped: Tensor) -> Tensor:
     scale = torch.zeros_like(largest)
     for divisor in DIVISORS:
         q = (share * -divisor).round().clamp(-8, 7)
-        product = (share * q).sum(-1, keepdim=True)
-        square = (q * q).sum(-1, keepdim=True)
+        weighed = q if importance is None else q * importance
+        product = (share * weighed).sum(-1, keepdim=True)
+        square = (q * weighed).sum(-1, keepdim=True)
         gain = torch.where(square == 0, -1, product * product / square)  # what the fit takes off the squared error
         better = gain > best
         best = torch.where(better, gain, best)

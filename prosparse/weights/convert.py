@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +43,22 @@ NOT_COPIED = ("*.index.json", "config.json")
 Source = Checkpoint | PickledCheckpoint
 
 
+class Rounding(Protocol):
+    """Rounds matrices to int8 and int4 by rules of its own.
+
+    Attributes:
+        about: for config.json; with the source and the formats it decides the result.
+    """
+
+    about: dict[str, Any]
+
+    def ordered(self, names: list[str]) -> list[str]:
+        """Tensor names in the order in which they are wanted."""
+
+    def packed(self, name: str, fmt: str) -> Tensor | None:
+        """A matrix, in the shape of its packed tensor; None where rounding to nearest will do."""
+
+
 def convert(
     source: str | Path,
     destination: str | Path,
@@ -50,6 +66,8 @@ def convert(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     lm_head: str = "auto",
+    *,
+    rounding: Callable[[Source, ModelConfig], Rounding] | None = None,
 ) -> Path:
     """Write a model as safetensors.
 
@@ -61,6 +79,7 @@ def convert(
         overwrite: replace `destination` if it is a model folder.
         progress: called with (done, total) bytes written.
         lm_head: its weight format, and that of an embedding tied to it; "auto" is that of `weights`.
+        rounding: makes what rounds to int8 and int4; None rounds to nearest.
 
     Returns:
         the destination.
@@ -78,15 +97,22 @@ def convert(
     config = ModelConfig.from_hf(folder)
     opened = _open(folder, config)
     check_names(opened, config)
-    formats = agree("convert", folder, asked, stored_formats(folder))
+    stored = stored_formats(folder)
+    formats = agree("convert", folder, asked, stored)
     if formats.lm_head == "auto":
         formats = Formats(formats.weights, formats.weights)
-    entries = list(_entries(opened, config, formats))
-    made_of = fingerprint(folder, formats=[formats.weights, formats.lm_head], version=VERSION, shard_bytes=SHARD_BYTES)
+    rounder = None
+    if rounding is not None:
+        _check_can_round(folder, formats, stored)
+        rounder = rounding(opened, config)
+    entries = list(_entries(opened, config, formats, rounder))
+    about = None if rounder is None else rounder.about
+    options: dict[str, object] = {"formats": [formats.weights, formats.lm_head], "rounding": about}
+    made_of = fingerprint(folder, **options, version=VERSION, shard_bytes=SHARD_BYTES)
     with work_folder("convert", target, sum(entry.nbytes for entry in entries), made_of) as work:
         write_weights(work, entries, SHARD_BYTES, progress)
         _copy_files(folder, work)
-        _write_config(folder, work, formats, opened.dtype(names_of(config).layer.gate.format(0, 0)))
+        _write_config(folder, work, formats, opened.dtype(names_of(config).layer.gate.format(0, 0)), about)
         with Checkpoint(work, config.tensor_prefix) as written:
             check_names(written, config)
     return target
@@ -98,29 +124,50 @@ def _open(folder: Path, config: ModelConfig) -> Source:
     return kind(folder, config.tensor_prefix, config.vision_prefixes)
 
 
-def _entries(source: Source, config: ModelConfig, formats: Formats) -> Iterator[Entry]:
+def _check_can_round(folder: Path, formats: Formats, stored: Formats | None) -> None:
+    if not formats.has_packed:
+        raise UserError(
+            f"convert: --calibrate is for int8 and int4, but --weights is {formats.weights} and --lm-head "
+            f"{formats.lm_head}; add --weights int4"
+        )
+    if stored is not None and stored.has_packed:
+        raise UserError(f"convert: {folder} is rounded already; give --calibrate the model it was converted from")
+
+
+def _entries(source: Source, config: ModelConfig, formats: Formats, rounder: Rounding | None) -> Iterator[Entry]:
     names, sizes = names_of(config), expected_shapes(config)
     sizes[names.lm_head] = sizes[names.embed]
     # a .bin holds a tied lm_head as a second name of the embedding
     tied = config.tied_embeddings and not has_own_lm_head(source, names)
-    for name in source.names():
+    for name in source.names() if rounder is None else rounder.ordered(source.names()):
         if names.harmless.fullmatch(name) or (tied and name == names.lm_head):
             continue
         size = sizes[name]
         whole = is_matrix(names, name, size)
         fmt = format_of(name, names, formats, tied) if whole else formats.weights
         if whole and fmt in PACKED:
-            yield _packed(source, name, config.tensor_prefix, size, names, fmt)
+            yield _packed(source, name, config.tensor_prefix, size, names, fmt, rounder)
         else:
             dtype = FLOATS.get(fmt, source.dtype(name))
             yield Entry(config.tensor_prefix + name, size, dtype, partial(_read_as, source, name, dtype))
 
 
-def _packed(source: Source, name: str, prefix: str, size: tuple[int, ...], names: Names, fmt: str) -> Entry:
+def _packed(
+    source: Source,
+    name: str,
+    prefix: str,
+    size: tuple[int, ...],
+    names: Names,
+    fmt: str,
+    rounder: Rounding | None,
+) -> Entry:
     transpose = is_down(names, name)
     rows, columns = reversed(size) if transpose else size
 
     def produce() -> Tensor:
+        rounded = None if rounder is None else rounder.packed(name, fmt)
+        if rounded is not None:
+            return rounded
         codes = empty(fmt, rows, columns)
         with block_workers() as workers:
             copy_matrix(source, name, codes, fmt, columns, workers, transpose)
@@ -141,7 +188,9 @@ def _copy_files(source: Path, target: Path) -> None:
         shutil.copyfile(path, target / path.name)
 
 
-def _write_config(source: Path, target: Path, formats: Formats, stored: torch.dtype) -> None:
+def _write_config(
+    source: Path, target: Path, formats: Formats, stored: torch.dtype, about: dict[str, Any] | None
+) -> None:
     """config.json with the formats in it; byte for byte the same where there is nothing to say."""
     config = read_json_object(source / "config.json")
     changed: dict[str, Any] = {key: value for key, value in config.items() if key != KEY}
@@ -151,7 +200,8 @@ def _write_config(source: Path, target: Path, formats: Formats, stored: torch.dt
     if formats.has_packed:
         kept = FORMAT_OF_DTYPE[stored]
         weights, lm_head = (kept if fmt == "auto" else fmt for fmt in (formats.weights, formats.lm_head))
-        changed[KEY] = {"version": VERSION, "weights": weights, "lm_head": lm_head}
+        how = about or config.get(KEY, {}).get("rounding")  # a copy of what was calibrated still is
+        changed[KEY] = {"version": VERSION, "weights": weights, "lm_head": lm_head} | ({"rounding": how} if how else {})
     if changed == config:
         shutil.copyfile(source / "config.json", target / "config.json")
     else:

@@ -61,6 +61,13 @@ def load_weights(
             return _load(reader, config, formats, layouts or ["rows"] * config.layers)
 
 
+def load_layer(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig, layer: int, fmt: str) -> LayerWeights:
+    """The weights of one layer alone, on the CPU; `checkpoint` is of `config`'s model."""
+    with block_workers() as workers:
+        reader = Reader(checkpoint, expected_shapes(config), torch.device("cpu"), workers, None)
+        return _layer(reader, TABLES[config.family], layer, config, fmt, "rows")
+
+
 def choose_formats(checkpoint: Checkpoint, names: Names, asked: Formats) -> Formats:
     """What a checkpoint is loaded as. Raises UserError for formats that it cannot be loaded in."""
     check_asked("load", asked)

@@ -114,7 +114,7 @@ class Reader:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | PickledCheckpoint,
         sizes: dict[str, tuple[int, ...]],
         device: torch.device,
         workers: Executor,
