@@ -23,7 +23,7 @@ from .rounder import Rounder
 TOKENS = 16384
 LEAST_TOKENS = 1024  # of fewer the moments say more about the text than about the model
 WINDOW = 512  # tokens, where the context allows
-SPREAD = 64  # windows looked at for each that is used, at most: they are spread evenly over the beginning of the text
+SPREAD = 16  # windows looked at for each one used, at most: these are spread evenly over the beginning of the text
 
 
 def convert_calibrated(
@@ -79,8 +79,8 @@ def calibration(
     chosen = seen[:: max(1, len(seen) // count)][:count]
     if len(chosen) * length < LEAST_TOKENS:
         raise UserError(
-            f"convert: the calibration text {found.name} has {len(chosen) * length} tokens in whole windows of {length}; "
-            f"at least {LEAST_TOKENS} are needed: give a longer one"
+            f"convert: the calibration text {found.name} has {len(chosen) * length} tokens in whole windows of "
+            f"{length}; at least {LEAST_TOKENS} are needed: give a longer one"
         )
     windows = torch.stack(chosen)
     digest = hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:16]

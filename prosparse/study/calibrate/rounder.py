@@ -48,7 +48,7 @@ class Rounder:
         self._head = names.embed if tied else names.lm_head
         self._walk: Walk | None = None
         self._moments = Moments()
-        self._factored: tuple[tuple[int, str], Factors, Tensor] | None = None
+        self._factored: tuple[tuple[float, str], Factors, Tensor] | None = None
 
     def ordered(self, names: list[str]) -> list[str]:
         """Layer by layer, matrices of one input together, lm_head and its like last."""
@@ -76,7 +76,9 @@ class Rounder:
         found = self._names.layer_number.match(name)
         if found is None:
             is_head = name == self._head
-            return (-1, None) if name == self._names.embed and not is_head else (math.inf, "lm_head" if is_head else None)
+            return (
+                (-1, None) if name == self._names.embed and not is_head else (math.inf, "lm_head" if is_head else None)
+            )
         number = int(found[1])
         return number, next((x for pattern, x in self._input_of.items() if pattern.format(number) == name), None)
 

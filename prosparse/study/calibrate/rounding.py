@@ -1,19 +1,19 @@
 """Rounding that makes up for its own error, where it is known what a matrix will be multiplied with.
 
-Let M be the mean of x x^T over the inputs x of y = W x. A row of W that is off by e makes y off by e M e^T, squared and in
-the mean. Rounding to nearest takes M for the identity. Here it is factored,
+Let M be the mean of x x^T over the inputs x of y = W x. A row of W that is off by e makes y off by e M e^T, squared and
+in the mean. Rounding to nearest takes M for the identity. Here it is factored,
 
     M = T D T^T                        T upper triangular with ones on its diagonal, D diagonal
     e M e^T = sum over columns i of D_i (e T)_i^2
     (e T)_i = target_i - rounded_i     target_i = w_i + sum over j < i of e_j T_ji
 
-so column after column is rounded, not to its own weight, but to what the columns before leave to be made up for. That is
-GPTQ (Frantar et al., 2023), whose coefficients come from the inverse of M instead; D_i is what an error in column i costs
-once later columns have made up for it, and so weighs the search for an int4 scale.
+so column after column is rounded, not its own weight but that and what the columns before leave to be made up for. That
+is GPTQ (Frantar et al., 2023), whose coefficients come from the inverse of M instead; D_i is what an error in column i
+costs once later columns have made up for it, and so weighs the search for an int4 scale.
 
-Groups run along hidden. Where hidden is the input (all matrices but down), a group's scale is found when its turn comes,
-and its columns are rounded with it. down is held transposed: its inputs are neurons, so a turn is a whole row, rounded
-as any other row is; and turns may come in any order, of which the best is the neurons that matter most first.
+Groups run along hidden. Where hidden is the input (all matrices but down), a group's scale is found when its turn
+comes, and its columns are rounded with it. down is held transposed: its inputs are neurons, so a turn is a whole row,
+rounded as any other row is; and turns may come in any order: neurons that matter most come first.
 """
 
 from __future__ import annotations
