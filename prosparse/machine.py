@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -32,6 +34,44 @@ def resolve_device(name: str) -> torch.device:
         )
         raise MachineError(f"load: device cuda is not available: {why}; use --device cpu")
     return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+
+
+@dataclass(frozen=True)
+class Processors:
+    """What this process may use of the processor.
+
+    Args:
+        logical: processors that it may be put on.
+        cores: cores that these are on. Two on one core share its path to memory, which is what decoding waits for.
+        quota: processors' worth of time that its control group grants, None for any.
+    """
+
+    logical: int
+    cores: int
+    quota: float | None
+
+    @property
+    def threads(self) -> int:
+        """As many threads as can run at once. One more than a quota holds would stop all of them before long."""
+        return self.cores if self.quota is None else max(1, min(self.cores, int(self.quota)))
+
+
+def processors(root: Path = Path("/")) -> Processors:
+    """Read affinity, topology and control group; `root` holds the proc and sys that are read."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    folder = root / "sys/devices/system/cpu"
+    cores = {_first_line(folder / f"cpu{number}/topology/thread_siblings_list") or str(number) for number in usable}
+    quotas = [quota for quota in _quotas(root) if quota is not None]
+    return Processors(len(usable), len(cores), min(quotas, default=None))
+
+
+def default_threads() -> int:
+    """Threads where nobody says how many: PyTorch's number, but no more than can run at once.
+
+    Whoever sets OMP_NUM_THREADS, or a smaller number by torch.set_num_threads, has said how many.
+    """
+    held = torch.get_num_threads()
+    return held if "OMP_NUM_THREADS" in os.environ else min(held, processors().threads)
 
 
 def available_memory() -> int:
@@ -70,3 +110,41 @@ def kernel_name(device: torch.device) -> str:
         reason = triton.why_not()
         return f"PyTorch reference ({reason})" if reason else f"Triton {triton.version()}"
     return f"C++ {cpu.isa()}" if device.type == "cpu" and cpu.available() else "PyTorch reference"
+
+
+def _quotas(root: Path) -> Iterator[float | None]:
+    """The quota of each control group that this process is in, from its own up to the root's, in either version."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        # In a container the path may be the host's, and what is mounted here begins further down: then only "/" exists.
+        group = Path(path.lstrip("/"))
+        for place in (group, *group.parents):
+            if controllers:
+                parts = [_first_line(mount / place / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+            else:
+                parts = _first_line(mount / place / "cpu.max").split()
+            yield _quota(*parts) if len(parts) == 2 else None
+
+
+def _quota(time: str, period: str) -> float | None:
+    """Microseconds granted of each period as processors; "max" or -1 grants any."""
+    try:
+        granted, of = int(time), int(period)
+    except ValueError:
+        return None
+    return granted / of if granted > 0 and of > 0 else None
+
+
+def _first_line(path: Path) -> str:
+    return next(iter(_lines(path)), "").strip()
+
+
+def _lines(path: Path) -> list[str]:
+    """Of a small text file; none where it cannot be read."""
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []

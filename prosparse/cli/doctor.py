@@ -88,17 +88,16 @@ def _versions() -> list[Finding]:
 
 
 def _processor() -> list[Finding]:
-    import torch  # heavy, like the imports of ours below, for --help
+    from ..machine import default_threads, processor_name, processors
 
-    from ..machine import processor_name
-
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
+    found, threads = processors(), default_threads()
+    quota = "" if found.quota is None else f", time of {found.quota:g} granted by the control group"
+    value = f"{processor_name()}, {found.logical} usable on {found.cores} cores{quota}"
     warning = None
-    if threads > usable:
-        warning = f"more threads than the {usable} processors this process may use; set OMP_NUM_THREADS={usable}"
+    if threads > found.threads:  # only the environment can ask for that
+        warning = f"OMP_NUM_THREADS asks for more threads than the {found.threads} that can run at once; unset it"
     return [
-        Finding("processor", f"{processor_name()}, {usable} usable", data={"name": processor_name(), "usable": usable}),
+        Finding("processor", value, data={"name": processor_name(), **asdict(found)}),
         Finding("threads", f"{threads}", warning, threads),
     ]
 

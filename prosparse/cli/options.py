@@ -59,7 +59,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 def add_running(group: argparse._ActionsContainer) -> None:
     """What says where a model runs, and as what."""
     group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: cuda where there is one)")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per usable core)")
     group.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and text together")
     group.add_argument("--fatrelu-threshold", type=float, metavar="T", help="run the gate with FATReLU at T; 0 is ReLU")
 

@@ -60,7 +60,8 @@ def load(
         lm_head: format of lm_head, and of the embedding where that is the same table; "auto" is as stored in a
             converted folder, else that of `weights`.
         dtype: alias of weights.
-        threads: of this process on the CPU; None leaves PyTorch's setting.
+        threads: of this process on the CPU; None is PyTorch's number, but at most one per core that the process may
+            use, unless OMP_NUM_THREADS is set.
         context: the most tokens a prompt and its text may have together; None is what the model was made for, at most
             `DEFAULT_CONTEXT`.
         fatrelu_threshold: run the gate with FATReLU at this threshold instead of what the config says; 0 is ReLU.
@@ -76,8 +77,7 @@ def load(
     if dtype is not None and weights not in ("auto", dtype):
         raise UserError(f"load: dtype {dtype!r} and weights {weights!r} disagree; dtype is an alias, pass one")
     torch_device = machine.resolve_device(device)
-    if threads is not None:
-        set_threads(threads)
+    set_threads(threads)
     path = resolve_model(EMBEDDED_MODEL if model is None else model, gguf=True)
     source = open_source(path, fatrelu_threshold)
     config = source.config
@@ -179,8 +179,12 @@ def _check_context(context: int | None, config: ModelConfig) -> int:
     return context
 
 
-def set_threads(threads: int) -> None:
+def set_threads(threads: int | None) -> None:
     """Use this many CPU threads in this process. Raises UserError for a number that is none."""
+    if threads is None:
+        held, threads = torch.get_num_threads(), machine.default_threads()
+        if threads < held:
+            log.info("%d threads instead of %d: no more can run at once here (`prosparse doctor`)", threads, held)
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
         raise UserError(f"load: threads must be from 1 to 1024, got {threads!r}")
     torch.set_num_threads(threads)

@@ -11,6 +11,7 @@ import torch
 
 from prosparse.cli import main
 from prosparse.kernels import cpu
+from prosparse.machine import Processors
 
 TOPICS = (
     "prosparse", "python", "torch", "transformers", "tokenizers", "safetensors", "numpy", "triton", "processor",
@@ -46,6 +47,18 @@ def test_lines_are_aligned_and_quick(capsys: pytest.CaptureFixture[str]) -> None
     assert "usable" in lines[-1] or "limit" in lines[-1]
 
 
+def test_threads_are_those_that_can_run_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("prosparse.machine.processors", lambda: Processors(16, 8, 6.5))
+    found = report(capsys)
+    assert (found["threads"]["data"], found["threads"]["warning"]) == (6, None)
+    assert "16 usable on 8 cores, time of 6.5 granted by the control group" in found["processor"]["value"]
+    assert found["processor"]["data"] | {"name": ""} == {"name": "", "logical": 16, "cores": 8, "quota": 6.5}
+
+
 def test_kernels_that_do_not_load_say_why(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise ImportError("undefined symbol: aoti_torch_new")
@@ -61,11 +74,12 @@ def test_what_limits_is_a_warning_and_still_status_0(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1000")
     monkeypatch.setattr("prosparse.machine.available_memory", lambda: 10**9)
     monkeypatch.setattr("prosparse.cli.doctor.shutil.which", lambda name: None)
     monkeypatch.setattr(sys.modules["prosparse.engine.load"], "EMBEDDED_MODEL", "nowhere")
     found = report(capsys)
-    assert "OMP_NUM_THREADS" in found["threads"]["warning"]
+    assert "OMP_NUM_THREADS asks for more threads than the" in found["threads"]["warning"]
     assert "close other programs" in found["memory"]["warning"]
     assert "not measured" in found["bandwidth"]["value"]
     assert "none found" in found["compiler"]["value"]
