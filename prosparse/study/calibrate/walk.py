@@ -72,7 +72,7 @@ class Walk:
                 moments.add(name, x)
             return x
 
-        def view(x: Tensor, value: Tensor, h: Tensor) -> Tensor:
+        def view(before: Tensor, x: Tensor, value: Tensor, h: Tensor) -> Tensor:
             see("gate_up", x)
             return see("down", h)
 
