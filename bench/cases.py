@@ -9,6 +9,7 @@ from functools import partial
 
 from .decode import compare
 from .ffn import compare_ffn
+from .load import compare_load
 from .modes import Run
 from .ops import compare_ops
 from .predictors import compare_predictors
@@ -45,6 +46,7 @@ CASES: dict[str, Case] = {
     "batch-1b-int4": partial(compare, ONE, 0.88, weights="int4", run=Run(tg=32), batches=(2, 4, 8, 16)),
     "predictors-1b-bf16": partial(compare_predictors, ONE, 0.88, weights="bf16"),
     "predictors-1b-int8": partial(compare_predictors, ONE, 0.88, weights="int8"),
+    "load-1b": compare_load,
     "quality-embedded": compare_quality,
     "engines-1b-bf16": partial(compare, ONE, 0.88, weights="bf16", run=OTHERS),
     "engines-1b-llama-cpp-bf16": partial(compare, ONE, 0.88, weights="bf16", run=Run(against=("llama-cpp",))),
