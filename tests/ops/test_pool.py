@@ -63,6 +63,29 @@ def test_callers_at_the_same_time_get_their_own_results(threads):
     assert not wrong
 
 
+def test_python_goes_on_while_a_kernel_computes(threads):
+    torch.set_num_threads(1)
+    case = make_case(16, 1024, 16_000)
+    spans: list[tuple[float, float]] = []
+
+    def work() -> None:
+        for _ in range(5):
+            start = time.perf_counter()
+            compute(case)
+            spans.append((start, time.perf_counter()))
+
+    worker, ticks = threading.Thread(target=work), []
+    worker.start()
+    while worker.is_alive():
+        ticks.append(time.perf_counter())
+        time.sleep(0)
+    # were the lock of the interpreter held, no tick would lie well inside any call
+    inside = [
+        any(start + 0.2 * (end - start) < tick < end - 0.2 * (end - start) for tick in ticks) for start, end in spans
+    ]
+    assert len(spans) == 5 and any(inside)
+
+
 def child(case, expected):
     torch.set_num_threads(2)
     sys.exit(0 if all(torch.equal(compute(case), expected) for _ in range(20)) else 3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+import mmap
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,20 @@ def test_memory_goes_with_the_last_tensor():
     del kept
     gc.collect()
     assert resident() - before < size // 8
+
+
+def test_pages_of_4_kib_serve_where_the_system_refuses_huge_ones(monkeypatch, caplog):
+    class Refusing(mmap.mmap):
+        def madvise(self, *args):
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Refusing)
+    with caplog.at_level(logging.INFO, "prosparse"):
+        arena = Arena(1 << 20)
+    assert [record.message for record in caplog.records] == [
+        "no huge pages for the weights ([Errno 22] Invalid argument): pages of 4 KiB serve, somewhat slower"
+    ]
+    assert arena.empty((3,), torch.float32).fill_(2).sum() == 6
 
 
 def test_more_than_the_system_has_is_refused():
