@@ -3,7 +3,8 @@
 Folders of one shape, in bf16 and converted, are loaded by child processes, so that no measurement finds what another
 one left in memory. The time of a load is compared with that of reading the same files again, which are in the page
 cache both times. Memory is anonymous, watched in a child that is not timed, and is what loading and answering add to a
-process that holds the libraries already; `goal` is weights and cache for the whole context, and 15 %.
+process that holds the libraries already; it is compared with weights and cache for the whole context. Quantising while
+a float folder is loaded is timed as well, in bytes of the file.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from prosparse.engine import Engine, load
 from prosparse.engine.tokenizer import Tokenizer
 from prosparse.errors import UserError
 from prosparse.weights import convert
+from prosparse.weights.formats import PACKED
 from prosparse.weights.synthetic import write_synthetic
 
 from .clock import Timing
@@ -85,6 +87,8 @@ def compare_load(
         for number in range(repeat):
             for found, folder in zip(timed, folders, strict=True):
                 found.append(_in_child(_timed, folder))
+                if folder.name in PACKED:
+                    found[-1] |= _in_child(_quantised, folders[0], folder.name)
             if update is not None:
                 update(number + 1, repeat)
         watched = [_in_child(_watched, folder) for folder in folders]
@@ -100,6 +104,7 @@ def _row(fmt: str, timed: list[Facts], watched: Facts, config: ModelConfig, labe
     loading, reading = of("load_s"), of("read_s")
     nbytes = watched["file_bytes"]
     first = {f"ttft_{n}_ms": round(of(f"ttft_{n}_s").median / 1e3, 1) for n in PROMPTS}
+    rates = [facts["quantised_gb_s"] for facts in timed if "quantised_gb_s" in facts]
     ratio = watched["peak_bytes"] / (watched["weight_bytes"] + watched["cache_bytes"])
     return make_row(
         subject="load",
@@ -114,6 +119,7 @@ def _row(fmt: str, timed: list[Facts], watched: Facts, config: ModelConfig, labe
         fraction_of_floor=round(reading.p10 / loading.p10, 4),
         repeat=len(timed),
         loading={
+            "quantised_gb_s": round(float(numpy.median(rates)), 2) if rates else None,
             "times_read": round(loading.median / reading.median, 2),
             "read_ms": round(reading.median / 1e3, 1),
             "load_ms": round(loading.median / 1e3, 1),
@@ -129,10 +135,10 @@ def _row(fmt: str, timed: list[Facts], watched: Facts, config: ModelConfig, labe
     )
 
 
-def _in_child(measure: Callable[[Path, int], Facts], folder: Path) -> Facts:
+def _in_child(measure: Callable[..., Facts], folder: Path, *arguments: str) -> Facts:
     """A fresh process's measurement."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, folder, torch.get_num_threads()).result()
+        return pool.submit(measure, folder, torch.get_num_threads(), *arguments).result()
 
 
 def _timed(folder: Path, threads: int) -> Facts:
@@ -149,6 +155,15 @@ def _timed(folder: Path, threads: int) -> Facts:
     return facts
 
 
+def _quantised(folder: Path, threads: int, fmt: str) -> Facts:
+    """How fast a float folder is rounded while it is loaded."""
+    _warm_up(folder)
+    _read(folder)
+    start = time.perf_counter()
+    load(folder, "exact", fmt, threads=threads, context=CONTEXT)
+    return {"quantised_gb_s": _file_bytes(folder) / (time.perf_counter() - start) / 1e9}
+
+
 def _watched(folder: Path, threads: int) -> Facts:
     _warm_up(folder)
     before = _anonymous_bytes()
@@ -162,7 +177,7 @@ def _watched(folder: Path, threads: int) -> Facts:
         matrices += [attention.qkv, attention.o, *(getattr(ffn, name) for name in ("gate", "up", "down"))]
     position = 2 * config.layers * config.kv_heads * config.head_dim * engine.kv_dtype.itemsize
     return {
-        "file_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        "file_bytes": _file_bytes(folder),
         "weight_bytes": sum(matrix.nbytes for matrix in matrices),
         "cache_bytes": CONTEXT * position,
         "peak_bytes": peak() - before,
@@ -174,6 +189,10 @@ def _watched(folder: Path, threads: int) -> Facts:
 def _warm_up(folder: Path) -> None:
     """Opening a tokenizer imports what belongs to no model."""
     Tokenizer.load(folder, ModelConfig.from_hf(folder))
+
+
+def _file_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _read(folder: Path) -> None:

@@ -65,3 +65,8 @@ def test_the_peak_is_seen_although_it_is_gone_at_the_end():
 def test_what_is_refused():
     with pytest.raises(UserError, match="bench: repeat must be at least 1, got 0"):
         compare_load("tiny", repeat=0)
+
+
+def test_quantising_on_load_is_timed(tmp_path, threads):
+    folder = make_model(tmp_path / "source", max_position=2 * CONTEXT)
+    assert subject._quantised(folder, 1, "int4")["quantised_gb_s"] > 0
