@@ -5,6 +5,7 @@ Each sequence is computed by itself, so its result does not depend on which othe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,8 @@ from prosparse.kernels.weight import Weight
 from ..config import ModelConfig
 from .cache import KVCache
 from .rope import RopeTable
+
+View = Callable[[Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +86,16 @@ class Attention:
         """This block and the FFN after it, for the op that computes whole layers."""
         return Layer(self.norm, self.qkv, self.qkv_bias, self.o, ffn)
 
-    def __call__(self, residual: Tensor, step: Step, cache: KVCache, onto: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, residual: Tensor, step: Step, cache: KVCache, onto: Tensor | None = None, view: View | None = None
+    ) -> Tensor:
         """residual is [tokens, hidden] float32, the tokens of one sequence adjacent; so is the result.
 
-        `onto` is what the output is added to in a parallel block, where it is not the residual.
+        `onto` is what the output is added to in a parallel block, where it is not the residual. `view` is called with
+        what qkv and o are given, [tokens, hidden] and [tokens, heads * head_dim] float32.
         """
-        x = linear(residual if self.post_norm else self._normed(residual), self.qkv)
+        given = residual if self.post_norm else self._normed(residual)
+        x = linear(given, self.qkv)
         if self.qkv_bias is not None:
             x = x + self.qkv_bias
         attended = []
@@ -97,7 +104,10 @@ class Attention:
             keys, values = cache.up_to(self.layer, slot, start + step.rows)
             q = rotary_store(x[own], step.cos[own], step.sin[own], keys, values, start)
             attended.append(self._attend(q, keys, values, start))
-        out = linear(attended[0] if len(attended) == 1 else torch.cat(attended), self.o)
+        joined = attended[0] if len(attended) == 1 else torch.cat(attended)
+        if view is not None:
+            view(given, joined)
+        out = linear(joined, self.o)
         if self.o_bias is not None:
             out = out + self.o_bias
         out = torch.add(residual if onto is None else onto, out, alpha=self.scale)

@@ -155,13 +155,15 @@ class Decoder:
         return Decoder(self.config, self.embed, blocks, self.final_norm, self.lm_head, self.context, self.ends)
 
     def _fuse(self) -> DecodeLayers | None:
-        """All layers as one op, if every FFN block allows it."""
+        """All layers as one op, if there are some and every FFN block allows it."""
         layers = []
         for attention, ffn in self.blocks:
             glu = ffn.glu()
             if glu is None:
                 return None
             layers.append(attention.with_ffn(glu))
+        if not layers:
+            return None
         config = self.config
         return DecodeLayers(layers, config.norm_eps, config.residual_scale, config.sliding_window)
 

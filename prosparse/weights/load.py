@@ -61,11 +61,18 @@ def load_weights(
             return _load(reader, config, formats, layouts or ["rows"] * config.layers)
 
 
-def load_layer(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig, layer: int, fmt: str) -> LayerWeights:
-    """The weights of one layer alone, on the CPU; `checkpoint` is of `config`'s model."""
+def load_layer(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig, layer: int) -> ModelWeights:
+    """One layer of a model and its ends, on the CPU in fp32; the embedding stays as stored, a view of the file.
+
+    Args:
+        checkpoint: of `config`'s model, in float formats.
+        layer: its number.
+    """
+    names, sizes = names_of(config), expected_shapes(config)
     with block_workers() as workers:
-        reader = Reader(checkpoint, expected_shapes(config), torch.device("cpu"), workers, None)
-        return _layer(reader, TABLES[config.family], layer, config, fmt, "rows")
+        reader = Reader(checkpoint, sizes, torch.device("cpu"), workers, None)
+        embed = Weight(checkpoint.read(names.embed))
+        return _with_ends(reader, names, "fp32", embed, embed, [_layer(reader, names, layer, config, "fp32", "rows")])
 
 
 def choose_formats(checkpoint: Checkpoint, names: Names, asked: Formats) -> Formats:
@@ -104,19 +111,26 @@ def _load(reader: Reader, config: ModelConfig, formats: Formats, layouts: Sequen
             total += rows * bytes_per_row(format_of(name, names, formats, tied), columns)
     reader.expect(total, formats.weights)
     embed = reader.matrix(format_of(names.embed, names, formats, tied), names.embed)
+    layers = [_layer(reader, names, i, config, formats.weights, layout) for i, layout in enumerate(layouts)]
+    lm_head = embed if tied else reader.matrix(formats.lm_head, names.lm_head)
+    return _with_ends(reader, names, formats.weights, embed, lm_head, layers)
+
+
+def _with_ends(
+    reader: Reader, names: Names, fmt: str, embed: Weight, lm_head: Weight, layers: list[LayerWeights]
+) -> ModelWeights:
     project_in, project_out = (
-        reader.matrix(formats.weights, name) if name in sizes else None
-        for name in (names.project_in, names.project_out)
+        reader.matrix(fmt, name) if name in reader.sizes else None for name in (names.project_in, names.project_out)
     )
     return ModelWeights(
         embed=embed,
-        layers=[_layer(reader, names, i, config, formats.weights, layout) for i, layout in enumerate(layouts)],
+        layers=layers,
         final_norm=_vector(reader, names.final_norm),
         final_norm_bias=_vector(reader, bias_of(names.final_norm)),
         positions=_vector(reader, names.positions),
         project_in=project_in,
         project_out=project_out,
-        lm_head=embed if tied else reader.matrix(formats.lm_head, names.lm_head),
+        lm_head=lm_head,
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from prosparse.config.shapes import SHAPES, shape
 from prosparse.kernels.weight import bytes_per_row
-from prosparse.weights.names import TABLES, expected_shapes, is_down
+from prosparse.weights.names import expected_shapes, is_down
+from prosparse.weights.tables import names_of
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 ROWS = [json.loads(line) for path in sorted(RESULTS.glob("*.jsonl")) for line in path.read_text().splitlines()]
@@ -34,6 +35,6 @@ def test_a_model_named_int4_is_int4(name):
         if len(size) == 1:
             rest += 4 * size[0]
         else:
-            rows, columns = reversed(size) if is_down(TABLES[config.family], tensor) else size
+            rows, columns = reversed(size) if is_down(names_of(config), tensor) else size
             int4 += rows * bytes_per_row("int4", columns)
     assert int4 / (int4 + rest) >= 0.95

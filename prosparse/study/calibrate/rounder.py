@@ -13,7 +13,7 @@ from ...errors import MachineError
 from ...weights.convert import Source
 from ...weights.finite import check_finite
 from ...weights.load import has_own_lm_head
-from ...weights.names import TABLES
+from ...weights.tables import names_of
 from .rounding import DAMPING, Factors, round_columns, round_rows
 from .walk import Moments, Walk
 
@@ -34,7 +34,7 @@ class Rounder:
     def __init__(self, source: Source, config: ModelConfig, windows: Tensor, about: dict[str, Any]) -> None:
         self.source, self.config, self.windows = source, config, windows
         self.about = {"method": "error feedback", **about, "damping": DAMPING}
-        names = TABLES[config.family]
+        names = names_of(config)
         layer = names.layer
         self._names = names
         self._input_of = {
@@ -80,7 +80,7 @@ class Rounder:
                 (-1, None) if name == self._names.embed and not is_head else (math.inf, "lm_head" if is_head else None)
             )
         number = int(found[1])
-        return number, next((x for pattern, x in self._input_of.items() if pattern.format(number) == name), None)
+        return number, next((x for pattern, x in self._input_of.items() if pattern.format(number, 0) == name), None)
 
     def _factors(self, layer: float, wanted: str, name: str) -> tuple[Factors, Tensor]:
         """Factors of an input's moments, and the order of its neurons, those that matter most first."""

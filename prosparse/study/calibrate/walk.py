@@ -8,24 +8,23 @@ that later ones make up for earlier ones, is no better on the embedded model.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from prosparse.kernels.weight import Weight
-
 from ...config import ModelConfig
 from ...engine.load import assemble
 from ...errors import UnsupportedError
-from ...model.attention import Step
+from ...model.attention import Attention, Step
 from ...model.cache import KVCache
-from ...model.decoder import Decoder
+from ...model.decoder import Decoder, Ends
 from ...placement import choose
 from ...sparsity.ffn import GatedFFN
+from ...sparsity.plain import PlainFFN
 from ...weights import ModelWeights
 from ...weights.convert import Source
 from ...weights.load import load_layer
-from ...weights.names import TABLES
 
 
 class Moments:
@@ -39,6 +38,35 @@ class Moments:
         if name not in self.sums:
             self.sums[name] = torch.zeros(x.shape[1], x.shape[1])
         self.sums[name].addmm_(x.T, x)
+
+
+class WatchedAttention:
+    """The prefill of an attention block, whose inputs are added up."""
+
+    def __init__(self, attention: Attention, moments: Moments) -> None:
+        self._attention, self._moments = attention, moments
+
+    def __call__(self, residual: Tensor, step: Step, cache: KVCache, onto: Tensor | None = None) -> Tensor:
+        return self._attention(residual, step, cache, onto, self._view)
+
+    def _view(self, given: Tensor, attended: Tensor) -> None:
+        self._moments.add("qkv", given)
+        self._moments.add("o", attended)
+
+
+class WatchedFFN:
+    """The prefill of an FFN block, whose inputs are added up."""
+
+    def __init__(self, ffn: GatedFFN | PlainFFN, moments: Moments) -> None:
+        self._ffn, self._moments = ffn, moments
+
+    def prefill(self, residual: Tensor) -> Tensor:
+        return self._ffn.prefill(residual, self._view)
+
+    def _view(self, residual: Tensor, x: Tensor, value: Tensor, h: Tensor) -> Tensor:
+        self._moments.add("gate_up", x)
+        self._moments.add("down", h)
+        return h
 
 
 class Walk:
@@ -55,46 +83,41 @@ class Walk:
 
     def __init__(self, source: Source, config: ModelConfig, windows: Tensor) -> None:
         self.source, self.config, self.passed = source, config, 0
-        names, self._one = TABLES[config.family], replace(config, layers=1)
-        self._table = Weight(source.read(names.embed))
-        self._final_norm = source.read(names.final_norm).float()
+        self._one = replace(config, layers=1, logit_scale=1.0)
         self._cache = KVCache(self._one, 1, windows.shape[1], torch.float32, torch.device("cpu"))
-        decoder = self._decoder()
-        self._step = Step.at((0,), (0,), windows.shape[1], decoder.rope)
-        self._residuals = [decoder.begin(window) for window in windows]
+        weights = load_layer(source, config, 0)
+        entry = self._decoder(weights, Ends(weights.positions, weights.project_in))
+        self._residuals = [self._through(entry, window) for window in windows]
 
     def advance(self, watch: bool) -> Moments:
         """Pass the next layer; if it is watched, returns the moments of what "qkv", "o", "gate_up" and "down" read."""
-        moments = Moments()
-
-        def see(name: str, x: Tensor) -> Tensor:
-            if watch:
-                moments.add(name, x)
-            return x
-
-        def view(before: Tensor, x: Tensor, value: Tensor, h: Tensor) -> Tensor:
-            see("gate_up", x)
-            return see("down", h)
-
-        attention, ffn = self._decoder().blocks[0]
-        if not isinstance(ffn, GatedFFN):
-            raise UnsupportedError(f"convert: {type(ffn).__name__} cannot be calibrated; leave --calibrate out")
+        weights, moments = load_layer(self.source, self.config, self.passed), Moments()
+        bare = replace(weights, positions=None, project_in=None, project_out=None, final_norm=None)
+        layer = assemble(self._one, bare, choose(self._one, "dense"), self._cache.context)
+        if watch:
+            attention, ffn = layer.blocks[0]
+            if not isinstance(ffn, GatedFFN | PlainFFN):
+                raise UnsupportedError(f"convert: {type(ffn).__name__} cannot be calibrated; leave --calibrate out")
+            watched: list[Any] = [(WatchedAttention(attention, moments), WatchedFFN(ffn, moments))]
+            layer.blocks = watched
         for i, residual in enumerate(self._residuals):
-            normed = see("qkv", attention.normed(residual))
-            attended = see("o", attention.attended(normed, self._step, self._cache))
-            self._residuals[i] = ffn.prefill(attention.added(residual, attended), view)
+            self._residuals[i] = self._through(layer, residual)
         self.passed += 1
         return moments
 
     def finish(self) -> Moments:
         """The moments of what "lm_head" reads, once all layers are passed."""
-        moments, decoder = Moments(), self._decoder()
+        weights, moments = load_layer(self.source, self.config, self.config.layers - 1), Moments()
+        ends = Ends(project_out=weights.project_out, final_norm_bias=weights.final_norm_bias)
+        leave = self._decoder(weights, ends, weights.final_norm)
         for residual in self._residuals:
-            moments.add("lm_head", decoder.finish(residual))
+            moments.add("lm_head", self._through(leave, residual))
         return moments
 
-    def _decoder(self) -> Decoder:
-        """A decoder of one layer: the next, or after the last the last again."""
-        layer = load_layer(self.source, self.config, min(self.passed, self.config.layers - 1), "fp32")
-        weights = ModelWeights(self._table, self._table, self._final_norm, [layer])
-        return assemble(self._one, weights, choose(self._one, "dense"), self._cache.context)
+    def _decoder(self, weights: ModelWeights, ends: Ends, final_norm: Tensor | None = None) -> Decoder:
+        """One without blocks."""
+        return Decoder(self._one, weights.embed, [], final_norm, weights.embed, self._cache.context, ends)
+
+    def _through(self, decoder: Decoder, given: Tensor) -> Tensor:
+        """What comes out of a decoder for tokens, or for residuals in place of their embeddings."""
+        return decoder.prefill(given, 0, 0, self._cache)
