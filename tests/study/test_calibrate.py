@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hf_llama import load_hf
+from parity.rows import ROWS
 from tiny_engine import make_model, some_tokens
 from tiny_model import write_tiny, write_weights
 from watched_memory import anonymous_bytes
@@ -19,7 +20,7 @@ import prosparse
 from prosparse.cli import main
 from prosparse.config import ModelConfig
 from prosparse.engine import load
-from prosparse.errors import MachineError, UserError
+from prosparse.errors import MachineError, UnsupportedError, UserError
 from prosparse.kernels.weight import FORMATS
 from prosparse.study.calibrate import convert_calibrated
 from prosparse.study.calibrate.walk import Walk
@@ -31,6 +32,15 @@ from prosparse.weights.formats import KEY
 TRAINED = Path(__file__).parents[1] / "assets" / "relu-llama-1.5m"
 CONVERT = importlib.import_module("prosparse.weights.convert")  # the package's name for it is the function
 FEW = 1024  # tokens
+KINDS = (
+    "MiniCPM-S-1B sft",
+    "Bamboo-7B base, DPO",
+    "MiniCPM-1B sft",
+    "OPT-125M to 66B",
+    "OPT-350M",
+    "Falcon-7B with ReLU",
+    "Falcon-40B, 180B with ReLU",
+)
 
 
 def convert_few(source: Path, target: Path, weights: str = "int4", lm_head: str = "auto", **options: Any) -> Path:
@@ -96,15 +106,22 @@ def test_is_a_converted_folder_like_any_other(tmp_path, fmt, head, tied):
     assert (again / "config.json").read_bytes() == (made / "config.json").read_bytes()
 
 
-@pytest.mark.parametrize("keys", [{"hidden_act": "silu"}, {"family": "minicpm"}, {"family": "bamboo"}], ids=str)
-def test_every_family_is_calibrated(tmp_path, keys):
-    source = make_model(tmp_path / "source", **keys)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.model in KINDS], ids=lambda row: row.model)
+def test_every_kind_of_model_is_calibrated(tmp_path, row):
+    source = row.make(tmp_path / "source")
     made, plain = convert_few(source, tmp_path / "made"), convert(source, tmp_path / "plain", "int4")
     engine = load(source, weights="fp32")
     tokens = engine.tokenizer.encode(read_text(None)[0][:400])
     wanted = engine.logits(tokens)
     errors = [float((load(folder).logits(tokens) - wanted).norm() / wanted.norm()) for folder in (made, plain)]
     assert errors[0] < errors[1]
+
+
+def test_experts_are_refused(tmp_path):
+    source = next(row for row in ROWS if "MoE" in row.model).make(tmp_path / "source")
+    with pytest.raises(UnsupportedError, match="convert: ExpertsFFN cannot be calibrated; leave --calibrate out"):
+        convert_few(source, tmp_path / "made")
+    assert sorted(os.listdir(tmp_path)) == ["source"]
 
 
 def test_a_trained_model_loses_less(tmp_path):

@@ -14,7 +14,7 @@ from ...weights.convert import Source
 from ...weights.finite import check_finite
 from ...weights.load import has_own_lm_head
 from ...weights.tables import names_of
-from .rounding import DAMPING, Factors, round_columns, round_rows
+from .rounding import DAMPING, TIED_DAMPING, Factors, round_columns, round_rows
 from .walk import Moments, Walk
 
 
@@ -44,8 +44,8 @@ class Rounder:
             layer.down: "down",
         }
         self._inputs = list(dict.fromkeys(self._input_of.values()))
-        tied = config.tied_embeddings and not has_own_lm_head(source, names)
-        self._head = names.embed if tied else names.lm_head
+        self._tied = config.tied_embeddings and not has_own_lm_head(source, names)
+        self._head = names.embed if self._tied else names.lm_head
         self._walk: Walk | None = None
         self._moments = Moments()
         self._factored: tuple[tuple[float, str], Factors, Tensor] | None = None
@@ -97,7 +97,8 @@ class Rounder:
             if wanted == "down":
                 order = moments.diagonal().argsort(descending=True, stable=True)
                 moments = moments[order][:, order]
-            self._factored = (layer, wanted), Factors.of(moments), order
+            damping = TIED_DAMPING if wanted == "lm_head" and self._tied else DAMPING
+            self._factored = (layer, wanted), Factors.of(moments, damping), order
         return self._factored[1], self._factored[2]
 
     def _reach(self, layer: float) -> None:

@@ -26,6 +26,9 @@ from torch import Tensor
 from prosparse.kernels import quant
 
 DAMPING = 0.01  # of the mean of M's diagonal, added to it: 0.003 to 0.05 give the same divergence within 5 %
+# For a table that is embedding and lm_head: what is looked up in it should be near itself as well. 0.01 to 1 give the
+# same divergence within 2 %, but with 0.3 the table's own squared error is a fifth lower than with 0.01.
+TIED_DAMPING = 0.3
 BLOCK = 64  # turns of down between two products with all errors before
 ROWS = 8192  # rounded at a time where rows do not depend on each other, so that an lm_head takes no more than a layer
 
