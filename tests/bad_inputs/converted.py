@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bad_inputs.case import Case, Change, generate, resized, tensors
+from bad_inputs.case import Case, Change, content, generate, resized, tensors
 
 from prosparse.weights import convert
 from prosparse.weights.formats import KEY
@@ -47,6 +47,10 @@ def _no_number(found: dict[str, torch.Tensor]) -> None:
     found[DOWN].view(torch.uint8)[3, 128:130] = 255  # behind the 128 codes of its only group
 
 
+def _calibrate(fmt: str, *text: str) -> tuple[str, ...]:
+    return ("convert", "MODEL", "-o", "MODEL-x", "--weights", fmt, "--calibrate", *text)
+
+
 CONVERTED = {
     "c1": [
         Case("a folder converted to int8", _converted(), status=0, shows="ab"),
@@ -81,5 +85,15 @@ CONVERTED = {
              command=("convert", "MODEL", "-o", "MODEL-x", "--weights", "q8")),
         Case("infinity among weights to be quantised", tensors(lambda f: f[DOWN].view(-1)[:2].fill_(float("inf"))),
              generate("--weights", "int4")),
+    ],
+    "c9": [
+        Case("a calibration text that is too short", content("short.txt", "Too little.\n" * 50),
+             _calibrate("int4", "MODEL/short.txt")),
+        Case("no such calibration text", command=_calibrate("int4", "MODEL/none.txt")),
+        Case("calibration for a format that is not rounded to", command=_calibrate("bf16")),
+        Case("calibration of a folder converted to int8", _converted(), _calibrate("int8")),
+        Case("too few calibration tokens", command=(*_calibrate("int4"), "--calibration-tokens", "10")),
+        Case("calibration tokens without calibration",
+             command=("convert", "MODEL", "-o", "MODEL-x", "--weights", "int4", "--calibration-tokens", "2048")),
     ],
 }  # fmt: skip
