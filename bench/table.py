@@ -28,7 +28,7 @@ def _title(row: Row) -> str:
     if row["layers"] == 1 and row["subject"] != "ffn" or row["subject"] == "decode_layers":
         return f"ops {of}"
     batch = f", {row['batch']} sequences" if row["batch"] > 1 else ""
-    weights = "" if row["subject"] == "prefill" else f", {row['weights']}"
+    weights = "" if row["subject"] in ("prefill", "load") else f", {row['weights']}"
     return f"{row['subject']} {of}{weights}{batch}"
 
 
@@ -59,6 +59,18 @@ def _columns(subject: str) -> list[Column]:
             ("perplexity\nratio", lambda row: f"{row['quality']['perplexity_ratio'][0]:.4f}"),
             ("KL (95 %)\n1e-4 nats", lambda row: _interval(row["quality"]["kl_divergence"], 1e4)),
             ("top-1 the\nsame", lambda row: f"{row['quality']['top1_agreement'][0]:.2%}"),
+        ]
+    if subject == "load":
+        return [
+            ("weights", _weights),
+            ("MB", lambda row: f"{row['bytes'] / 1e6:.0f}"),
+            ("read\nms", lambda row: f"{row['loading']['read_ms']:.0f}"),
+            ("load\nms", lambda row: f"{row['loading']['load_ms']:.0f}"),
+            ("times\nread", lambda row: f"{row['loading']['times_read']:.1f}"),
+            ("quantised\nGB/s", lambda row: _or_dash(row["loading"]["quantised_gb_s"], "{:.2f}")),
+            ("first token, ms\n16 tokens", lambda row: f"{row['loading']['ttft_16_ms']:.0f}"),
+            ("\n512 tokens", lambda row: f"{row['loading']['ttft_512_ms']:.0f}"),
+            ("memory / weights\nand cache", lambda row: f"{row['loading']['times_weights_and_cache']:.2f}"),
         ]
     first: dict[str, list[Column]] = {
         "ops": [("op", lambda row: " ".join(filter(None, [row["subject"], row["part"]]))), ("weights", _weights)],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from tiny_engine import make_model
 
 from prosparse.bench import load as subject
 from prosparse.bench.load import CONTEXT, PROMPTS, compare_load
+from prosparse.bench.table import render
 from prosparse.errors import UserError
 from prosparse.weights import convert
 
@@ -70,3 +73,10 @@ def test_what_is_refused():
 def test_quantising_on_load_is_timed(tmp_path, threads):
     folder = make_model(tmp_path / "source", max_position=2 * CONTEXT)
     assert subject._quantised(folder, 1, "int4")["quantised_gb_s"] > 0
+
+
+def test_a_table_for_a_person(row):
+    console = Console(width=140, file=io.StringIO())
+    console.print(render([row]))
+    shown = console.file.getvalue()
+    assert shown.startswith("load tiny") and "bf16" in shown and f"{row['loading']['times_read']:.1f}" in shown
