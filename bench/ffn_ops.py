@@ -166,10 +166,11 @@ def layers(config: ModelConfig, fmt: str, sparsity: float, context: int) -> dict
 
     def check(mode: str) -> None:
         own, activation = stacks[mode], small.activation
+        how = (own.weights, own.biases, own.guess_tensors, own.guesses, own.dense)
         copy = (cache.keys.clone(), cache.values.clone(), cos, sin, [0], [start], own.window, own.eps, own.scale)
         spare = new_tally(decoder.device, small.layers)
         parts = (activation.code, activation.threshold, activation.on_up, spare)
-        expected = decode_layers_reference(residuals[0], own.weights, own.biases, own.dense, *copy, *parts)
+        expected = decode_layers_reference(residuals[0], *how, *copy, *parts)
         actual = step(mode, 0, spare)
         require_close(f"decode_layers, {mode},", actual, expected, small.hidden + small.neurons, FLIPS)
         if cpu.available():
@@ -181,7 +182,7 @@ def layers(config: ModelConfig, fmt: str, sparsity: float, context: int) -> dict
     def read(mode: str) -> Callable[[int], float]:
         def per_call(calls: int) -> float:
             done = zip(blocks[mode], (tallies[mode].double() / calls).tolist(), strict=True)
-            return attended + cached + sum(ffn.bytes_read(1, d[UP_ROWS], d[DOWN_ROWS]) for (_, ffn), d in done)
+            return attended + cached + sum(ffn.bytes_read(1, d) for (_, ffn), d in done)
 
         return per_call
 

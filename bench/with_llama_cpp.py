@@ -107,12 +107,13 @@ def _tensors(decoder: Decoder, fmt: str) -> Iterator[Entry]:
     def norm(name: str, values: Tensor) -> Entry:
         return Entry(name, (config.hidden,), "fp32", lambda: values)
 
+    assert decoder.final_norm is not None
     yield matrix("token_embd.weight", decoder.embed)
     yield norm("output_norm.weight", decoder.final_norm)
     if not config.tied_embeddings:
         yield matrix("output.weight", decoder.lm_head)
     for layer, (attention, ffn) in enumerate(decoder.blocks):
-        assert isinstance(ffn, GatedFFN)
+        assert isinstance(ffn, GatedFFN) and attention.norm is not None
         at, qkv, end = f"blk.{layer}", attention.qkv, 0
         yield norm(f"{at}.attn_norm.weight", attention.norm)
         for name, heads in zip("qkv", (config.heads, config.kv_heads, config.kv_heads), strict=True):

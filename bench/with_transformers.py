@@ -124,11 +124,12 @@ def _build(config: ModelConfig, tensors: dict[str, Tensor], dtype: torch.dtype) 
 def _tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
     config = decoder.config
     heads = (config.heads * config.head_dim, config.kv_heads * config.head_dim, config.kv_heads * config.head_dim)
+    assert decoder.final_norm is not None
     yield "model.embed_tokens.weight", decoder.embed.codes
     yield "model.norm.weight", decoder.final_norm
     yield "lm_head.weight", decoder.lm_head.codes
     for layer, (attention, ffn) in enumerate(decoder.blocks):
-        assert isinstance(ffn, GatedFFN)
+        assert isinstance(ffn, GatedFFN) and attention.norm is not None
         at = f"model.layers.{layer}"
         yield f"{at}.input_layernorm.weight", attention.norm
         yield f"{at}.post_attention_layernorm.weight", ffn.norm

@@ -8,7 +8,7 @@ import math
 import pytest
 from conftest import REFERENCES
 
-from prosparse.bench import check, ffn_ops, op_cases, ops
+from prosparse.bench import check, ffn_ops, more_ffn_ops, op_cases, ops
 from prosparse.bench.cases import CASES
 from prosparse.bench.cold import copies_of, distance, in_turn
 from prosparse.bench.ops import compare_ops
@@ -50,6 +50,11 @@ def test_bytes_and_sparsity_by_hand(rows):
     assert 0.1 < open_share < 0.3
     assert exact["bytes"] == pytest.approx(matrix * (1 + 2 * open_share), rel=1e-3)
     assert row_of(rows, "gate_select", "exact")["bytes"] == matrix
+    named = row_of(rows, "glu_predicted", "predicted")  # exactly the active ones
+    assert named["bytes"] == pytest.approx(3 * matrix * (1 - named["activation_sparsity"]), rel=1e-3)
+    assert row_of(rows, "sign_select", "predicted")["bytes"] == config.neurons * (config.hidden // 8 + 4)
+    plain = row_of(rows, "plain_exact", "exact")
+    assert plain["bytes"] == pytest.approx(matrix * (2 - plain["activation_sparsity"]), rel=1e-3)
     assert active["bytes"] == pytest.approx(2 * matrix * (1 - active["activation_sparsity"]), rel=1e-3)
     dense, exact = (row_of(rows, "decode_layers", mode) for mode in ("dense", "exact"))
     assert dense["layers"] == config.layers and dense["activation_sparsity"] == exact["activation_sparsity"]
@@ -62,7 +67,7 @@ def test_every_row_says_what_it_is_compared_with(rows):
         beside_pytorch = row["subject"] in ("linear", "attend", "rms_norm")
         if beside_pytorch:
             assert row["baseline"] == op_cases.PYTORCH
-        elif row["subject"] in ("glu_exact", "glu_dense", "decode_layers"):
+        elif row["subject"] in ("glu_exact", "glu_dense", "plain_exact", "plain_dense", "decode_layers"):
             assert "same weights in the same run" in row["baseline"]
         else:
             assert row["baseline"] is None and row["dense_ratio"] is None
@@ -81,6 +86,8 @@ WRONG = [
     (op_cases, "rms_norm"),
     (op_cases, "rotary_store"),
     (ffn_ops, "glu_active"),
+    (more_ffn_ops, "glu_predicted"),
+    (more_ffn_ops, "plain_exact"),
 ]
 
 
