@@ -1,0 +1,36 @@
+"""docs/reproduce.md says what the rows say."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TOOL = runpy.run_path(str(ROOT / "tools" / "reproduce.py"))
+TEXT = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_are_those_of_the_rows():
+    assert TOOL["filled"](TEXT, TOOL["read_rows"]()) == TEXT, "run python tools/reproduce.py"
+
+
+def test_every_source_is_listed():
+    cited = set(re.findall(r"\[([A-Z])\]", TEXT.split("## Sources")[0]))
+    listed = set(re.findall(r"^- \[([A-Z])\]", TEXT, re.MULTILINE))
+    assert cited == listed
+
+
+def test_a_new_row_takes_the_place_of_a_command():
+    rows = TOOL["read_rows"]()
+    command = "not run: `prosparse bench --shape prosparse-llama-2-13b"
+    assert command in TOOL["speeds_table"](rows)
+    new = [{**row, "shape": "prosparse-llama-2-13b"} for row in rows if row["shape"] == "prosparse-llama-2-7b"]
+    assert new and command not in TOOL["speeds_table"](rows + new)
+    assert "not run" in TOOL["speeds_table"]([]) and json.dumps(rows)
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#]+)", TEXT)
+    assert targets and not [target for target in targets if not (ROOT / "docs" / target).exists()]
