@@ -2,5 +2,6 @@
 
     floor = bytes that must be read / bandwidth measured in the same run
 
-Installed as `prosparse.bench`. `cases.py` is the table of what is run; `decode.py` and `ffn.py` are the subjects.
+Installed as `prosparse.bench`. `cases.py` is the table of what is run, with a file for each subject;
+`docs/benchmarks.md` says more.
 """

@@ -115,17 +115,26 @@ def time_ffn(
 
 
 def shift_of(config: ModelConfig, sparsity: float) -> float:
-    """The first channel of an input that leaves this share of the neurons of `make_layer` closed."""
+    """The first channel of an input that leaves this share of the neurons of `make_gate` closed."""
     shift = config.activation.threshold - NormalDist().inv_cdf(min(max(sparsity, 1e-9), 1 - 1e-9))
     return shift * config.hidden**0.5
 
 
-def make_layer(maker: MatrixMaker, neurons: int, hidden: int) -> Layer:
-    """gate, up and down; every pre-activation is N(0, 1) for a normed input whose first channel is 0."""
+def make_gate(maker: MatrixMaker, neurons: int, hidden: int) -> Weight:
+    """Every pre-activation is N(0, 1) for a normed input whose first channel is 0."""
     gate = maker.normal(neurons, hidden, hidden**-0.5)
     gate[:, 0] = hidden**-0.5
-    up = maker.matrix(neurons, hidden, hidden**-0.5)
-    return maker.finish(gate), up, maker.matrix(neurons, hidden, neurons**-0.5)
+    return maker.finish(gate)
+
+
+def make_down(maker: MatrixMaker, neurons: int, hidden: int) -> Weight:
+    return maker.matrix(neurons, hidden, neurons**-0.5)
+
+
+def make_layer(maker: MatrixMaker, neurons: int, hidden: int) -> Layer:
+    """gate, up and down."""
+    gate, up = make_gate(maker, neurons, hidden), maker.matrix(neurons, hidden, hidden**-0.5)
+    return gate, up, make_down(maker, neurons, hidden)
 
 
 def _row(

@@ -29,7 +29,7 @@ from prosparse.weights.synthetic import MatrixMaker
 
 from .check import FIXED_POINT, clear_input, require_close
 from .cold import copies_of, distance, in_turn
-from .ffn import INPUTS, Layer, make_layer, shift_of
+from .ffn import INPUTS, Layer, make_down, make_gate, make_layer, shift_of
 from .op_cases import Op, normal
 
 RANK = 128  # of PowerInfer's predictors for MiniCPM-S, by the size of its file
@@ -130,8 +130,7 @@ def plain(config: ModelConfig, fmt: str, sparsity: float, context: int) -> dict[
     maker, nbytes = MatrixMaker(fmt), 2 * neurons * bytes_per_row(fmt, hidden)
     copies = copies_of(nbytes)
     maker.expect(copies * nbytes)
-    made = [make_layer(maker, neurons, hidden) for _ in range(copies)]
-    layers = [(gate, down) for gate, _, down in made]
+    layers = [(make_gate(maker, neurons, hidden), make_down(maker, neurons, hidden)) for _ in range(copies)]
     shift = shift_of(replace(config, activation=activation), sparsity)
     inputs = normal(INPUTS, 1, hidden)
     inputs[:, 0, 0] = shift

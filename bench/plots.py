@@ -76,9 +76,8 @@ def _ffn(axes: Any, rows: list[Row]) -> None:
         x, y, lower, upper = zip(*points, strict=True)
         axes.fill_between(x, lower, upper, color=COLOUR[weights[0]], alpha=0.2, linewidth=0)
         axes.plot(x, y, color=COLOUR[weights[0]], linewidth=2, marker="o", markersize=4, label=weights[0])
-    axes.plot(
-        *zip(*((x, _mean(b)) for x, b in sorted(bound.items())), strict=True), "--", color=SOFT, label="bound: bytes"
-    )
+    limit = sorted((asked, _mean(quotients)) for asked, quotients in bound.items())
+    axes.plot(*zip(*limit, strict=True), "--", color=SOFT, label="what bytes allow")
     axes.axhline(1, color=SOFT, linewidth=0.8)
     axes.set_xlabel("activation sparsity")
     axes.set_ylabel("times our dense, same weights, same run")

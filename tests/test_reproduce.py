@@ -7,6 +7,10 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
+from prosparse.bench.cases import subjects
+
 ROOT = Path(__file__).parent.parent
 TOOL = runpy.run_path(str(ROOT / "tools" / "reproduce.py"))
 TEXT = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
@@ -31,6 +35,12 @@ def test_a_new_row_takes_the_place_of_a_command():
     assert "not run" in TOOL["speeds_table"]([]) and json.dumps(rows)
 
 
-def test_links_lead_somewhere():
-    targets = re.findall(r"\]\(([^)#]+)", TEXT)
+@pytest.mark.parametrize("name", ["reproduce.md", "benchmarks.md"])
+def test_links_lead_somewhere(name):
+    targets = re.findall(r"\]\(([^)#]+)", (ROOT / "docs" / name).read_text(encoding="utf-8"))
     assert targets and not [target for target in targets if not (ROOT / "docs" / target).exists()]
+
+
+def test_every_case_has_its_subject_described():
+    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == subjects()

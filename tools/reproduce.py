@@ -210,7 +210,8 @@ def filled(document: str, rows: Rows) -> str:
     for name, table in TABLES.items():
         begin, end = f"<!-- {name}: python tools/reproduce.py -->\n", f"\n<!-- end of {name} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        document, count = pattern.subn(lambda _, text=table(rows), b=begin, e=end: f"{b}\n{text}\n{e}", document)
+        text = f"{begin}\n{table(rows)}\n{end}"
+        document, count = pattern.subn(text.replace("\\", r"\\"), document)
         assert count == 1, f"docs/reproduce.md must have the marks of {name} once"
     return document
 
