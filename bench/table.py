@@ -72,25 +72,32 @@ def _columns(subject: str) -> list[Column]:
             ("\n512 tokens", lambda row: f"{row['loading']['ttft_512_ms']:.0f}"),
             ("memory / weights\nand cache", lambda row: f"{row['loading']['times_weights_and_cache']:.2f}"),
         ]
-    first: dict[str, list[Column]] = {
-        "ops": [("op", lambda row: " ".join(filter(None, [row["subject"], row["part"]]))), ("weights", _weights)],
-        "prefill": [("prompt", lambda row: row["part"]), ("weights", _weights)],
-    }
+    floor: Column = ("of\nfloor", lambda row: _or_dash(row["fraction_of_floor"], "{:.0%}"))
+    read: Column = ("read\nMB", lambda row: f"{row['bytes'] / 1e6:.1f}")
+    if subject == "ops":
+        return [
+            ("op", lambda row: " ".join(filter(None, [row["subject"], row["part"]]))),
+            ("weights", _weights),
+            ("mode", lambda row: row["mode"]),
+            ("zeros", lambda row: _or_dash(row["activation_sparsity"], "{:.0%}")),
+            ("p10\nms", lambda row: _ms(row["p10_us"])),
+            read,
+            floor,
+            ("times base\n(95 %)", _ratio),
+        ]
+    prompt: list[Column] = [("prompt", lambda row: row["part"]), ("weights", _weights)]
+    zeros: list[Column] = [("activation\nsparsity", lambda row: _or_dash(row["activation_sparsity"], "{:.1%}"))]
     return [
-        *first.get(subject, []),
+        *(prompt if subject == "prefill" else []),
         ("mode", lambda row: row["mode"]),
-        ("activation\nsparsity", lambda row: _or_dash(row["activation_sparsity"], "{:.1%}")),
+        *(zeros if subject != "prefill" else []),
         ("tokens/s", lambda row: _or_dash(row["tokens_per_s"], "{:.1f}")),
         ("p10\nms", lambda row: _ms(row["p10_us"])),
         ("median\nms", lambda row: _ms(row["median_us"])),
-        ("read\nMB", lambda row: f"{row['bytes'] / 1e6:.1f}"),
-        ("of\nfloor", lambda row: _or_dash(row["fraction_of_floor"], "{:.0%}")),
+        read,
+        floor,
         ("times GEMMs\n(95 %)" if subject == "prefill" else "times base\n(95 %)", _ratio),
     ]
-
-
-def _weights(row: Row) -> str:
-    return str(row["weights"])
 
 
 def _ms(us: float) -> str:
