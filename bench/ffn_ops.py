@@ -22,6 +22,7 @@ from prosparse.model.cache import KVCache
 from prosparse.placement import choose
 from prosparse.weights.synthetic import MatrixMaker, synthetic_weights, walk, weight_bytes
 
+from . import probe
 from .check import FIXED_POINT, FLIPS, OPS, check_ffn, clear_input, require_close, require_same_logits
 from .cold import copies_of, distance, in_turn
 from .ffn import INPUTS, Layer, make_layer, shift_of
@@ -137,7 +138,7 @@ def layers(config: ModelConfig, fmt: str, sparsity: float, context: int) -> dict
     """`decode_layers` over as many layers as no cache holds, dense and exact, at the end of a full cache."""
     small = dataclasses.replace(config, vocab=1024)
     one, two = (weight_bytes(dataclasses.replace(small, layers=n), fmt) for n in (1, 2))
-    small = dataclasses.replace(small, layers=min(config.layers, copies_of(two - one)))
+    small = dataclasses.replace(small, layers=min(config.layers, -(-probe.BUFFER_BYTES // (two - one))))
     tensors, _ = synthetic_weights(small, fmt, sparsity)
     decoder = assemble(small, tensors, choose(small, "dense"), context)
     start, tokens = context - 1, walk(small.vocab, INPUTS)

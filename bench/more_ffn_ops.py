@@ -39,11 +39,12 @@ PLAIN = "plain_dense over the same weights in the same run"
 def predicted(config: ModelConfig, fmt: str, sparsity: float, context: int) -> dict[str, Op]:
     """A low-rank guess's larger matrix, a guess from signs, and an FFN over exactly the active neurons."""
     neurons, hidden, activation = config.neurons, config.hidden, config.activation
-    maker, nbytes = MatrixMaker(fmt), neurons * (3 * bytes_per_row(fmt, hidden) + bytes_per_row(fmt, RANK))
-    copies = copies_of(nbytes)
-    maker.expect(copies * nbytes)
+    maker, nbytes = MatrixMaker(fmt), 3 * neurons * bytes_per_row(fmt, hidden)
+    second_nbytes = neurons * bytes_per_row(fmt, RANK)
+    copies, second_copies = copies_of(nbytes), copies_of(second_nbytes)
+    maker.expect(copies * nbytes + second_copies * second_nbytes)
     layers = [make_layer(maker, neurons, hidden) for _ in range(copies)]
-    seconds = [maker.matrix(neurons, RANK, RANK**-0.5) for _ in range(copies)]
+    seconds = [maker.matrix(neurons, RANK, RANK**-0.5) for _ in range(second_copies)]
     signs = pack_signs(layers[0][0].values())
     all_signs = [signs.clone() for _ in range(copies_of(signs.nbytes))]
     inputs, z, offset = normal(INPUTS, 1, hidden), normal(1, RANK), torch.zeros(neurons)
@@ -86,8 +87,8 @@ def predicted(config: ModelConfig, fmt: str, sparsity: float, context: int) -> d
         part=f"rank {RANK}",
         call=in_turn(seconds, lambda weight, _: predict_select(z, weight, offset)),
         check=partial(_check_named, "predict_select", predict_select, predict_select_reference, z, seconds[0], offset),
-        distance=distance(copies, seconds[0].nbytes),
-        read=lambda calls: seconds[0].nbytes + offset.nbytes,
+        distance=distance(second_copies, second_nbytes),
+        read=lambda calls: second_nbytes + offset.nbytes,
         sparsity=_none,
     )
     sign = replace(

@@ -18,8 +18,8 @@ import torch
 
 from prosparse import __version__, machine
 
+from . import probe as memory
 from .clock import Timing, speedup
-from .probe import BUFFER_BYTES, bandwidth
 from .samples import pack
 
 Row = dict[str, Any]
@@ -75,10 +75,10 @@ def floor(must_read: float, held: int, probe: Timing, timing: Timing) -> Row:
         probe: times of `Probe` in the same run.
         timing: times of the subject.
     """
-    known = {"bytes": round(must_read), "bandwidth_gb_s": round(bandwidth(probe) / 1e9, 2)}
-    if held < BUFFER_BYTES:
+    known = {"bytes": round(must_read), "bandwidth_gb_s": round(memory.bandwidth(probe) / 1e9, 2)}
+    if held < memory.BUFFER_BYTES:
         return known
-    floor_us = must_read / bandwidth(probe) * 1e6
+    floor_us = must_read / memory.bandwidth(probe) * 1e6
     return {
         **known,
         "floor_us": round(floor_us, 1),
