@@ -1,7 +1,7 @@
 """Subject "ops": every op of `kernels/` alone and cold, checked against its reference before it is timed.
 
-Ops that PyTorch has as well take turns with PyTorch's. `op_cases.py`, `ffn_ops.py` and `more_ffn_ops.py`
-say what each op is called with.
+Ops that PyTorch has as well take turns with PyTorch's. `op_cases.py`, `ffn_ops.py`, `plain_ops.py` and
+`predicted_ops.py` say what each op is called with.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from prosparse.errors import UserError
 
 from .clock import interleave
 from .ffn_ops import ffn, layers
-from .more_ffn_ops import plain, predicted
 from .op_cases import Group, Op, attention, norm, projection, rotary
+from .plain_ops import plain
+from .predicted_ops import predicted
 from .probe import Probe
 from .progress import Progress
 from .row import Row, floor, make_row, measured

@@ -8,7 +8,7 @@ import math
 import pytest
 from conftest import REFERENCES
 
-from prosparse.bench import check, ffn_ops, more_ffn_ops, op_cases, ops
+from prosparse.bench import check, ffn_ops, op_cases, ops, plain_ops, predicted_ops
 from prosparse.bench.cases import CASES
 from prosparse.bench.cold import copies_of, distance, in_turn
 from prosparse.bench.ops import compare_ops
@@ -53,6 +53,8 @@ def test_bytes_and_sparsity_by_hand(rows):
     named = row_of(rows, "glu_predicted", "predicted")  # exactly the active ones
     assert named["bytes"] == pytest.approx(3 * matrix * (1 - named["activation_sparsity"]), rel=1e-3)
     assert row_of(rows, "sign_select", "predicted")["bytes"] == config.neurons * (config.hidden // 8 + 4)
+    second_half = row_of(rows, "axpy_active", "exact")
+    assert second_half["bytes"] == pytest.approx(matrix * (1 - second_half["activation_sparsity"]), rel=1e-3)
     plain = row_of(rows, "plain_exact", "exact")
     assert plain["bytes"] == pytest.approx(matrix * (2 - plain["activation_sparsity"]), rel=1e-3)
     assert active["bytes"] == pytest.approx(2 * matrix * (1 - active["activation_sparsity"]), rel=1e-3)
@@ -91,8 +93,9 @@ WRONG = [
     (op_cases, "rms_norm"),
     (op_cases, "rotary_store"),
     (ffn_ops, "glu_active"),
-    (more_ffn_ops, "glu_predicted"),
-    (more_ffn_ops, "plain_exact"),
+    (predicted_ops, "glu_predicted"),
+    (plain_ops, "plain_exact"),
+    (plain_ops, "axpy_active"),
 ]
 
 

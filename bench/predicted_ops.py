@@ -1,4 +1,4 @@
-"""The ops of predicted FFNs, and of those without up projection, for the "ops" subject."""
+"""The ops of predicted FFNs for the "ops" subject."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from prosparse.config import ModelConfig
-from prosparse.kernels.activation import Activation
 from prosparse.kernels.active import ActiveNeurons
 from prosparse.kernels.gate_select import gate_select
 from prosparse.kernels.glu_predicted import glu_predicted, glu_predicted_reference
-from prosparse.kernels.plain_dense import plain_dense, plain_dense_reference
-from prosparse.kernels.plain_exact import plain_exact, plain_exact_reference
 from prosparse.kernels.predict_select import (
     pack_signs,
     predict_select,
@@ -29,11 +26,10 @@ from prosparse.weights.synthetic import MatrixMaker
 
 from .check import FIXED_POINT, clear_input, require_close
 from .cold import copies_of, distance, in_turn
-from .ffn import INPUTS, Layer, make_down, make_gate, make_layer, shift_of
+from .ffn import INPUTS, Layer, make_layer, shift_of
 from .op_cases import Op, normal
 
 RANK = 128  # of PowerInfer's predictors for MiniCPM-S, by the size of its file
-PLAIN = "plain_dense over the same weights in the same run"
 
 
 def predicted(config: ModelConfig, fmt: str, sparsity: float, context: int) -> dict[str, Op]:
@@ -123,51 +119,3 @@ def _check_named(
     found[actual.index[: int(actual.count)].long()] = 1
     expected[index[: int(count)].long()] = 1
     require_close(name, found, expected, 1, 0.05 if isinstance(matrix, Weight) else 0.0)
-
-
-def plain(config: ModelConfig, fmt: str, sparsity: float, context: int) -> dict[str, Op]:
-    """`plain_dense` and `plain_exact`, the FFN of OPT and Falcon with ReLU, at this shape's sizes."""
-    neurons, hidden, activation = config.neurons, config.hidden, Activation("relu")
-    maker, nbytes = MatrixMaker(fmt), 2 * neurons * bytes_per_row(fmt, hidden)
-    copies = copies_of(nbytes)
-    maker.expect(copies * nbytes)
-    layers = [(make_gate(maker, neurons, hidden), make_down(maker, neurons, hidden)) for _ in range(copies)]
-    shift = shift_of(replace(config, activation=activation), sparsity)
-    inputs = normal(INPUTS, 1, hidden)
-    inputs[:, 0, 0] = shift
-    clear = clear_input(layers[0][0], activation, shift)
-    ops = {"dense": (plain_dense, plain_dense_reference), "exact": (plain_exact, plain_exact_reference)}
-    tallies = {mode: new_tally(inputs.device) for mode in ops}
-
-    def call(mode: str, layer: tuple[Weight, Weight], number: int) -> Tensor:
-        x = inputs[number // copies % INPUTS]
-        return ops[mode][0](x, layer[0], None, layer[1], None, activation, tallies[mode])
-
-    def check(mode: str) -> None:
-        (gate, down), spare = layers[0], new_tally(clear.device)
-        op, reference = ops[mode]
-        expected = reference(clear, gate.codes, None, down.codes, None, activation.code, 0.0, spare)
-        actual = op(clear, gate, None, down, None, activation, spare)
-        require_close(f"plain_{mode}", actual, expected, hidden + neurons, FIXED_POINT if gate.is_packed else 0.0)
-
-    def read(mode: str, calls: int) -> float:
-        gate, down = layers[0]
-        return gate.nbytes + float(tallies[mode][DOWN_ROWS]) / calls * down.row_bytes
-
-    def sparse(mode: str, calls: int) -> float:
-        return round(1 - float(tallies[mode][NONZERO]) / (calls * neurons), 6)
-
-    return {
-        mode: Op(
-            f"plain_{mode}",
-            mode,
-            fmt,
-            call=in_turn(layers, partial(call, mode), start),
-            check=partial(check, mode),
-            distance=distance(copies, nbytes),
-            read=partial(read, mode),
-            sparsity=partial(sparse, mode),
-            against=("dense", PLAIN),
-        )
-        for mode, start in (("dense", 0.0), ("exact", 0.5))
-    }
