@@ -60,9 +60,10 @@ def _columns(subject: str) -> list[Column]:
             ("KL (95 %)\n1e-4 nats", lambda row: _interval(row["quality"]["kl_divergence"], 1e4)),
             ("top-1 the\nsame", lambda row: f"{row['quality']['top1_agreement'][0]:.2%}"),
         ]
+    weights: Column = ("weights", lambda row: row["weights"])
     if subject == "load":
         return [
-            ("weights", _weights),
+            weights,
             ("MB", lambda row: f"{row['bytes'] / 1e6:.0f}"),
             ("read\nms", lambda row: f"{row['loading']['read_ms']:.0f}"),
             ("load\nms", lambda row: f"{row['loading']['load_ms']:.0f}"),
@@ -77,7 +78,7 @@ def _columns(subject: str) -> list[Column]:
     if subject == "ops":
         return [
             ("op", lambda row: " ".join(filter(None, [row["subject"], row["part"]]))),
-            ("weights", _weights),
+            weights,
             ("mode", lambda row: row["mode"]),
             ("zeros", lambda row: _or_dash(row["activation_sparsity"], "{:.0%}")),
             ("p10\nms", lambda row: _ms(row["p10_us"])),
@@ -85,11 +86,17 @@ def _columns(subject: str) -> list[Column]:
             floor,
             ("times base\n(95 %)", _ratio),
         ]
-    prompt: list[Column] = [("prompt", lambda row: row["part"]), ("weights", _weights)]
+    prompt: list[Column] = [("prompt", lambda row: row["part"]), weights]
     zeros: list[Column] = [("activation\nsparsity", lambda row: _or_dash(row["activation_sparsity"], "{:.1%}"))]
+    selectors: list[Column] = [
+        ("predicted", lambda row: _or_dash(row["predicted_sparsity"] and 1 - row["predicted_sparsity"], "{:.1%}")),
+        ("recall", lambda row: _or_dash(row["quality"] and row["quality"]["recall"], "{:.2%}")),
+        ("times\nexact", lambda row: _or_dash(row["quality"] and row["quality"]["exact_ratio"], "{:.2f}")),
+    ]
     return [
         *(prompt if subject == "prefill" else []),
-        ("mode", lambda row: row["mode"]),
+        ("mode", lambda row: row["part"] if row["mode"] == "predicted" else row["mode"]),
+        *(selectors if subject == "predictors" else []),
         *(zeros if subject != "prefill" else []),
         ("tokens/s", lambda row: _or_dash(row["tokens_per_s"], "{:.1f}")),
         ("p10\nms", lambda row: _ms(row["p10_us"])),
