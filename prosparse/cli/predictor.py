@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         own = made[name] = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         own.add_argument("--debug", action="store_true", help="show the traceback of an error, and debug log lines")
         own.set_defaults(parser=own)
-    for name in ("import", "export"):
-        made[name].add_argument("path", help="folder of model_{i}.pt" if name == "import" else "predictor to export")
+    made["import"].add_argument("path", help="folder of model_{i}.pt, or PowerInfer's .gguf file")
+    made["export"].add_argument("path", help="predictor to export")
     for own in made.values():
         options.add_model(own)
     for name in ("build", "train", "import", "export"):

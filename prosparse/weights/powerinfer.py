@@ -1,4 +1,4 @@
-"""PowerInfer's predictors: a folder with model_0.pt, model_1.pt, .. and perhaps config.json.
+"""PowerInfer's predictors: a folder with model_0.pt, model_1.pt, .. and perhaps config.json; or inside its GGUF files.
 
     active where fc2 . relu(fc1 . residual) >= sparse_threshold      fc1 [rank, hidden], fc2 [neurons, rank], no bias
 
@@ -23,6 +23,8 @@ from prosparse.kernels.weight import Weight, in_format
 
 from ..config.fields import parse_json_object
 from ..errors import CheckpointError, MissingFileError, UserError
+from .gguf.file import read_gguf
+from .gguf.powerinfer import predictor_threshold, read_predictors
 from .pickled import unpickle
 from .predictor import LayerPredictor, Predictor
 from .whole_files import write_whole
@@ -39,7 +41,8 @@ def read_folder(
     """The predictors of a folder, layers in the order of their numbers.
 
     Args:
-        folder: with model_{i}.pt, read without running anything that is in them.
+        folder: with model_{i}.pt, read without running anything that is in them; or a GGUF file that holds predictors,
+            whose input and activation are PowerInfer's.
         neurons, hidden, layers: of the model.
         input: what they were trained on, one of `INPUTS`.
         hidden_act: between the two matrices, one of `HIDDEN_ACTS`.
@@ -56,6 +59,8 @@ def read_folder(
             f"{', '.join(HIDDEN_ACTS)}"
         )
     folder = Path(folder)
+    if folder.suffix == ".gguf":
+        return _from_gguf(folder, neurons, hidden, layers, fmt)
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder; expected one with model_0.pt, model_1.pt, ..")
     found = {int(match[1]): path for path in folder.iterdir() if (match := FILE.fullmatch(path.name))}
@@ -66,18 +71,8 @@ def read_folder(
         what = f"model_{missing}.pt is missing" if missing is not None else f"there are {len(found)} predictors"
         raise CheckpointError(f"{folder}: {what}, but the model has {layers} layers; get the predictors of this model")
     threshold = _threshold(folder / CONFIG)
-    offset = torch.full((neurons,), -threshold)
-    made = []
-    for number in range(layers):
-        first, second = _matrices(found[number], neurons, hidden)
-        parts = {
-            name: Weight(matrix.contiguous()) if fmt == "auto" else in_format(matrix.float(), fmt)
-            for name, matrix in (("first", first), ("second", second))
-        }
-        made.append(
-            LayerPredictor("low_rank", offset, relu=hidden_act == "relu", un_normed=input == "residual", **parts)
-        )
-    return tuple(made)
+    matrices = (_matrices(found[number], neurons, hidden) for number in range(layers))
+    return tuple(_layer(*own, threshold, fmt, hidden_act == "relu", input == "residual") for own in matrices)
 
 
 def write_folder(folder: str | Path, predictor: Predictor, norms: Sequence[Tensor]) -> None:
@@ -128,6 +123,26 @@ def folded(own: LayerPredictor, norm: Tensor) -> LayerPredictor:
         return own
     first = in_format(own.first.values() / norm.float().cpu(), "fp32")
     return dataclasses.replace(own, first=first, un_normed=False)
+
+
+def _from_gguf(path: Path, neurons: int, hidden: int, layers: int, fmt: str) -> tuple[LayerPredictor, ...]:
+    threshold = predictor_threshold(read_gguf(path))
+    made = tuple(_layer(own.fc1, own.fc2, threshold, fmt, True, True) for own in read_predictors(path))
+    if len(made) != layers or any((own.first.shape[1], own.offset.numel()) != (hidden, neurons) for own in made):  # type: ignore[union-attr]
+        raise CheckpointError(
+            f"{path}: holds predictors of {len(made)} layers, expected {layers} of {neurons} neurons and hidden "
+            f"{hidden}; take the file of this model"
+        )
+    return made
+
+
+def _layer(first: Tensor, second: Tensor, threshold: float, fmt: str, relu: bool, un_normed: bool) -> LayerPredictor:
+    parts = {
+        name: Weight(matrix.contiguous()) if fmt == "auto" else in_format(matrix.float(), fmt)
+        for name, matrix in (("first", first), ("second", second))
+    }
+    offset = torch.full((second.shape[0],), -threshold)
+    return LayerPredictor("low_rank", offset, relu=relu, un_normed=un_normed, **parts)
 
 
 def _half(matrix: Tensor, layer: int) -> Tensor:

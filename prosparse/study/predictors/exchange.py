@@ -38,7 +38,7 @@ def import_powerinfer(
 
     Args:
         engine: the model.
-        folder: with model_{i}.pt.
+        folder: with model_{i}.pt, or PowerInfer's GGUF file.
         input: what they read: "residual", before the FFN's norm, or "normed".
         hidden_act: between their matrices: "relu", or "none" as in Deja Vu's.
         weights: format to hold them in; "auto" is as they are.

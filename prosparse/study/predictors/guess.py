@@ -23,6 +23,7 @@ from .curve import ALWAYS, Curve
 
 # of the gate's deviation over the score's: a smaller slope says nothing, and the neuron gets a constant
 FLAT = 1e-3
+STILL = 1e-10  # of the mean square of a score: a smaller variance is rounding
 LEAST_DEVIATION = 1e-5  # of the gate's own: rounding, where a guess is perfect
 
 
@@ -47,8 +48,9 @@ class Line:
         s, r, ss, rr, sr = self._sums / self.tokens
         var_s, var_r, cov = (ss - s * s).clamp_min(0), (rr - r * r).clamp_min(0), sr - s * r
         var_g = (var_s + var_r + 2 * cov).clamp_min(0)
+        var_s = torch.where(var_s > STILL * ss, var_s, 0.0)
         tilt = torch.where(var_s > 0, cov / var_s.clamp_min(1e-30), 0.0)
-        least = FLAT * (var_g / var_s.clamp_min(1e-30)).sqrt()
+        least = torch.where(var_s > 0, FLAT * (var_g / var_s.clamp_min(1e-30)).sqrt(), 0.0)
         slope = (1 + tilt).clamp_min(least.clamp_min(1e-12))
         tilt = slope - 1
         error = (var_r - 2 * tilt * cov + tilt * tilt * var_s).clamp_min(0)

@@ -24,6 +24,7 @@ from .record import Rows
 
 LOGISTIC = 1.702  # deviations of the normal distribution in log-odds: the logistic curve closest to it
 LEAST_WEIGHT = 0.005
+LEAST_UNIT = 0.1  # of the score's deviation: a guess that is nearly perfect would start with log-odds that cannot move
 LEAST_CONSTANT = 0.05  # of a constant that hidden units make
 RIDGE = 1e-3
 
@@ -101,7 +102,8 @@ def start(gate: Weight, rows: Rows, fit: Tensor, rank: int, threshold: float, re
         x = rows.take(block, device)[0]
         line.add((x @ first.t()) @ second.t(), x @ weight.t())
     base, unit = line.base_and_unit(threshold)
-    scale = LOGISTIC / unit.clamp_min(1e-6)
+    spread = ((rows.take(blocks[0], device)[0] @ first.t()) @ second.t()).std(0)
+    scale = LOGISTIC / torch.maximum(unit, LEAST_UNIT * spread).clamp_min(1e-6)
     second, bias = second * scale[:, None], base * scale
     if recipe.relu:
         first, second = torch.cat([first, -first]), torch.cat([second, -second], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,10 +67,10 @@ class Quality:
     ffn_bytes: float
     exact_ffn_bytes: float
     dense_ffn_bytes: float
-    layers: tuple[LayerQuality, ...]
-    remarks: tuple[str, ...] = ()
+    layers: Sequence[LayerQuality]
+    remarks: Sequence[str] = ()
     tokens_per_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(dataclasses.replace(self, layers=list(self.layers), remarks=list(self.remarks)))

@@ -116,8 +116,10 @@ def _union(recording: Recording, start: int, size: int) -> float:
 
 def _judged(recording: Recording, start: int, yardstick: Yardstick) -> dict[str, float | None]:
     found = named_count = active_count = seen = 0
+    before = torch.zeros(0, recording.neurons, dtype=torch.bool)  # the last token of the block before
     for active in recording.active(start):
-        named = yardstick(0, active)
+        named = yardstick(0, torch.cat([before, active]))[len(before) :]
+        before = active[-1:]
         found += int((named & active).sum())
         named_count += int(named.sum())
         active_count += int(active.sum())
