@@ -8,7 +8,6 @@ proportion to its input, and only its sign counts, so fc1 over x is fc1 * norm o
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import re
@@ -115,14 +114,6 @@ def write_folder(folder: str | Path, predictor: Predictor, norms: Sequence[Tenso
     threshold = -next(iter(offsets)) + 0.0  # no minus zero
     files[folder / CONFIG] = json.dumps({THRESHOLD: threshold}).encode()
     write_whole(files)
-
-
-def folded(own: LayerPredictor, norm: Tensor) -> LayerPredictor:
-    """The same selection from the normed input, where that is exact: un-normed, without any offset; else itself."""
-    if own.first is None or not own.un_normed or bool(own.offset.any()) or not bool((norm != 0).all()):
-        return own
-    first = in_format(own.first.values() / norm.float().cpu(), "fp32")
-    return dataclasses.replace(own, first=first, un_normed=False)
 
 
 def _from_gguf(path: Path, neurons: int, hidden: int, layers: int, fmt: str) -> tuple[LayerPredictor, ...]:

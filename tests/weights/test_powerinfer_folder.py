@@ -14,7 +14,7 @@ from torch import Tensor
 from prosparse.errors import CheckpointError, MissingFileError, UserError
 from prosparse.kernels.weight import in_format
 from prosparse.sparsity.selectors import Selector
-from prosparse.weights.powerinfer import folded, read_folder, write_folder
+from prosparse.weights.powerinfer import read_folder, write_folder
 from prosparse.weights.predictor import LayerPredictor, Predictor
 
 HIDDEN, NEURONS, RANK = 16, 24, 5
@@ -74,17 +74,6 @@ def test_what_is_written_names_the_same_neurons(tmp_path: Path, offset: float, o
     for ours, theirs in zip(made.layers, back, strict=True):
         assert ours is not None and theirs.relu and theirs.un_normed
         assert float((named(ours, residual) == named(theirs, residual)).float().mean()) > 0.998  # float16
-
-
-def test_without_bias_the_norm_folds_both_ways() -> None:
-    residual = 7 * torch.randn(400, HIDDEN, generator=RNG)
-    own = low_rank(relu=True, un_normed=True)
-    normed = folded(own, NORM)
-    assert not normed.un_normed
-    differ = named(own, residual) != named(normed, residual)
-    assert float(differ.float().mean()) < 1e-3  # rounding at the threshold
-    assert folded(low_rank(0.1, un_normed=True), NORM).un_normed  # with a threshold it does not
-    assert folded(low_rank(un_normed=True), torch.zeros(HIDDEN)).un_normed
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prosparse.kernels.weight import Weight
 
-from .curve import ALWAYS, Curve
+from .curve import Curve
 from .guess import Line
 from .low_rank import Moments, parts
 from .record import Rows
@@ -194,8 +194,3 @@ def _make_constant(net: Net, rows: Rows, fit: Tensor, device: torch.device) -> N
     products = products / tokens
     ridge = RIDGE * products.diagonal().mean() * torch.eye(len(products), device=device)
     net.constant = torch.linalg.solve(products + ridge, sums / tokens)
-
-
-def is_finite(margin: float) -> bool:
-    """Whether some margin reached the recall."""
-    return margin != ALWAYS

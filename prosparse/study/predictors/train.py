@@ -28,7 +28,7 @@ from ..watch import gated_ffns
 from .build import LEAST_GAIN, RECALL, check_options, check_targets
 from .calibration import Calibration, Progress
 from .low_rank import guesses, ranks_to_try
-from .mlp import Net, Recipe, fill_curve, is_finite, start, train_layer
+from .mlp import Net, Recipe, fill_curve, start, train_layer
 from .record import Rows, bytes_per_token, record
 
 TOKENS = 200_000
@@ -162,9 +162,8 @@ class _Trainer:
         net = Net(stored.first.values(), stored.second.values(), net.bias, net.relu, net.constant)
         fill_curve(net, rows, self.check, _scale(ffn))
         margin = net.curve.margin(self.recipe.recall)
-        second, offset = net.with_margin(margin if is_finite(margin) else 0.0)
+        second, offset = net.with_margin(margin)
         if self.recipe.bias:
-            offset = offset if is_finite(margin) else torch.full_like(offset, margin)
             own = LayerPredictor("low_rank", offset.cpu(), stored.first, stored.second, stored.relu)
         else:
             again = next(guesses(net.first, second, [len(net.first)], self.weights, net.relu))
