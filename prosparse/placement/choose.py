@@ -22,7 +22,8 @@ def choose(config: ModelConfig, mode: str, predictor: Predictor | None = None) -
         predictor: of the model, for mode predicted.
 
     Raises:
-        UserError: unknown mode, exact or predicted on a model that makes no zeros, or predicted without a predictor.
+        UserError: unknown mode, exact or predicted on a model that makes no zeros, or predicted without a
+            predictor of so many layers.
     """
     if mode not in ("auto", *MODES):
         raise UserError(f"load: mode is {mode!r}; supported are auto, {', '.join(MODES)}")
@@ -39,6 +40,11 @@ def choose(config: ModelConfig, mode: str, predictor: Predictor | None = None) -
             raise UserError(
                 "load: mode predicted needs a predictor; make one with `prosparse predictor build` and pass it, or use "
                 "--mode exact"
+            )
+        if len(predictor.layers) != config.layers:
+            raise UserError(
+                f"predictor: has {len(predictor.layers)} layers, the model {config.layers}; make one for this model "
+                "with `prosparse predictor build`"
             )
         layers = tuple(LayerPlan("exact" if own is None else mode, LAYOUT) for own in predictor.layers)
         return Plan(fingerprint(config), layers, f"with a {predictor.kind} predictor")

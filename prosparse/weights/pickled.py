@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,18 @@ def unpickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as fault:
         raise CheckpointError(
-            f"{path}: holds more than tensors, or is no PyTorch file: {str(fault).splitlines()[0]}; "
+            f"{path}: holds more than tensors, or is no PyTorch file: {_reason(fault)}; "
             "prosparse never runs code from a model: get the weights as safetensors"
         ) from None
     except Exception as fault:  # a damaged pickle makes the unpickler stumble over anything: KeyError, IndexError, ...
         reason = (str(fault) or type(fault).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: cannot be read as PyTorch weights: {reason}") from None
+
+
+def _reason(fault: Exception) -> str:
+    """PyTorch's own words about what it met, without those that advise to run it."""
+    found = re.search(r"WeightsUnpickler error: ([^\n]*)", str(fault))
+    return found[1].split(". Please")[0].strip() if found else str(fault).splitlines()[0]
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:

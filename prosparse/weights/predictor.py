@@ -176,10 +176,10 @@ class Predictor:
             described = json.loads(found["layers"])
             layers = tuple(_layer(number, entry, tensors) for number, entry in enumerate(described))
             return cls(layers, found["model"], found["content"], json.loads(found["about"]))
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as fault:
-            raise UserError(f"{path}: not a whole predictor ({type(fault).__name__}: {fault}); {REMAKE}") from fault
         except UserError as fault:
             raise UserError(f"{path}: {fault}") from fault
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as fault:
+            raise UserError(f"{path}: not a whole predictor ({type(fault).__name__}: {fault}); {REMAKE}") from fault
 
 
 def _layer(number: int, entry: dict[str, Any] | None, tensors: dict[str, Tensor]) -> LayerPredictor | None:
