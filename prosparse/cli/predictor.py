@@ -89,7 +89,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--hidden-act", choices=["relu", "none"], help="between the matrices (default: relu)")
+    parser.add_argument("--hidden-act", choices=["relu", "none"], help="between the matrices (default: none)")
     parser.add_argument("--powerinfer", action="store_true", help="without offsets, in every layer, for `export`")
     parser.add_argument("--epochs", type=int, metavar="N", help="at most (default: 20)")
     parser.add_argument("--seed", type=int, metavar="N", help="of the order of tokens (default: 0)")

@@ -1,7 +1,7 @@
-"""Training one layer's predictor: second . relu(first . x) + bias, by weighted binary cross entropy.
+"""Training one layer's predictor: second . first . x + bias, or with a ReLU between, by weighted binary cross entropy.
 
-It starts from the truncated SVD of the gate, each direction once as it is and once negated, since z = relu(z) -
-relu(-z), scaled such that the score is about the log-odds of being active. Positives weigh 1, negatives
+It starts from the truncated SVD of the gate, with a ReLU each direction once as it is and once negated, since z =
+relu(z) - relu(-z), scaled such that the score is about the log-odds of being active. Positives weigh 1, negatives
 mean(active) + 0.005 (Liu et al., "Deja Vu", 2023; Song et al., "ProSparse", 2024, appendix F). The best epoch is kept:
 the one that names the fewest neurons at the recall asked for, on windows that it was not trained on.
 """

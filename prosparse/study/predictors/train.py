@@ -47,7 +47,7 @@ def train(
     text: str | Path | None = None,
     tokens: int = TOKENS,
     weights: str = "auto",
-    hidden_act: str = "relu",
+    hidden_act: str | None = None,
     powerinfer: bool = False,
     within: float = 1.0,
     epochs: int = 20,
@@ -65,7 +65,7 @@ def train(
         text: a UTF-8 file; None is the packaged calibration excerpt.
         tokens: of it, about.
         weights: format of the matrices; "auto" is int8 for the first and int4 for the second.
-        hidden_act: between the matrices, "relu" or "none".
+        hidden_act: between the matrices, "relu" or "none"; None is "none" but for `powerinfer`, which needs "relu".
         powerinfer: no offsets and a predictor in every layer, so that `export` can write it for PowerInfer.
         within: a layer that predicts more than this share of its neurons beyond the active ones stays exact.
         epochs: at most.
@@ -79,6 +79,8 @@ def train(
     """
     check_options(engine, "low_rank", rank, weights)
     check_targets(target_recall, None, within)
+    if hidden_act is None:
+        hidden_act = "relu" if powerinfer else "none"
     if hidden_act not in ("relu", "none") or (powerinfer and hidden_act == "none"):
         raise UserError(f"predictor: hidden_act must be relu, or none without powerinfer, got {hidden_act!r}")
     recall = RECALL["low_rank"] if target_recall is None else target_recall

@@ -20,7 +20,7 @@ from prosparse.study.predictors.record import Rows, bytes_per_token, record
 from prosparse.study.windows import cut, read_text
 from prosparse.weights.predictor import Predictor
 
-SMALL: dict[str, Any] = {"rank": 8, "epochs": 3, "weights": "fp32", "target_recall": 0.95}
+SMALL: dict[str, Any] = {"hidden_act": "relu", "rank": 8, "epochs": 3, "weights": "fp32", "target_recall": 0.95}
 
 
 class Killed(Exception):
