@@ -1,4 +1,4 @@
-"""prosparse demo: the main job on real text, dense and exact side by side, and what it is worth at a real size."""
+"""prosparse demo: the main job on real text, mode beside mode, and what it is worth at a real size."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ if TYPE_CHECKING:
     from ..engine import Engine, Generation
 
 NAME = "demo"
-HELP = "the embedded model writes, dense and exact side by side"
+HELP = "the embedded model writes, dense, exact and predicted side by side"
 DESCRIPTION = (
-    "The embedded model continues three prompts, dense and exact side by side: same tokens or not, activation "
-    "sparsity, speed. Then dense against exact decode speed on the shape of MiniCPM-S-1B, with synthetic weights."
+    "The embedded model continues three prompts, dense, exact and predicted side by side: same tokens or not, "
+    "activation sparsity, speed. Then dense against exact decode speed on the shape of MiniCPM-S-1B, with synthetic "
+    "weights."
 )
 PROMPTS = ("The little girl looked at the", '"I do not know," said', "The old king sat by the fire and")
 SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_k": 40, "seed": 1}
+TITLES = {
+    "dense": "dense: every neuron computed",
+    "exact": "exact: zeros skipped",
+    "predicted": "predicted: zeros guessed, not exact",
+}
 SPEED_SHAPE, SPEED_SPARSITY = "minicpm-s-1b", 0.88
 
 
@@ -36,19 +42,19 @@ def run(args: argparse.Namespace) -> int:
     from ..engine import load
 
     console = Console(stderr=args.json, highlight=False)
-    engines = {mode: load(mode=mode, threads=args.threads) for mode in ("dense", "exact")}
+    engines = {mode: load(mode=mode, threads=args.threads) for mode in TITLES}
     for engine in engines.values():
         engine.generate(PROMPTS[0], max_new_tokens=4)  # threads start and memory is touched before anything is timed
     _introduce(console, engines["exact"])
-    pairs = [_write_pair(console, engines, prompt, args.max_new_tokens) for prompt in PROMPTS]
-    same = _conclude(console, engines["exact"], pairs)
+    texts = [_write(console, engines, prompt, args.max_new_tokens) for prompt in PROMPTS]
+    same = _conclude(console, engines["exact"], texts)
     rows = [] if args.no_speed else _race(console)
     if args.json:
         document = {
             "same_tokens": same,
             "texts": [
-                {"prompt": prompt, **{mode: {"text": r.text, "stats": r.stats} for mode, r in pair.items()}}
-                for prompt, pair in zip(PROMPTS, pairs, strict=True)
+                {"prompt": prompt, **{mode: {"text": r.text, "stats": r.stats} for mode, r in each.items()}}
+                for prompt, each in zip(PROMPTS, texts, strict=True)
             ],
             "rows": rows,
         }
@@ -63,29 +69,30 @@ def _introduce(console: Console, engine: Engine) -> None:
     console.rule("[bold]prosparse demo")
     console.print(
         f"A small ReLU-gated llama, trained from scratch on children's books: {config.layers} layers of "
-        f"{config.neurons} neurons, {config.activation}, {engine.weights} weights. It continues three prompts "
-        f"twice, sampled with the same seed ({SAMPLING['seed']}): once every neuron is computed, once only those that "
-        "are not zero."
+        f"{config.neurons} neurons, {config.activation}, {engine.weights} weights. It continues three prompts, "
+        f"sampled with the same seed ({SAMPLING['seed']}): every neuron is computed; only those that are not zero; "
+        "only those that a small predictor names."
     )
     console.print(f"[dim]{describe(engine.decoder.device)}[/dim]\n")
 
 
-def _write_pair(console: Console, engines: dict[str, Engine], prompt: str, tokens: int) -> dict[str, Generation]:
+def _write(console: Console, engines: dict[str, Engine], prompt: str, tokens: int) -> dict[str, Generation]:
     from rich.table import Table
     from rich.text import Text
 
-    pair = {mode: engine.generate(prompt, max_new_tokens=tokens, **SAMPLING) for mode, engine in engines.items()}
+    found = {mode: engine.generate(prompt, max_new_tokens=tokens, **SAMPLING) for mode, engine in engines.items()}
     table = Table(expand=True, show_edge=False, pad_edge=False, title_justify="left", padding=(0, 2, 0, 0))
-    titles = {"dense": "dense: every neuron computed", "exact": "exact: zeros skipped"}
-    for mode in pair:
-        table.add_column(titles[mode], ratio=1)
-    table.add_row(*(Text.assemble((prompt, "bold"), result.text.replace("\n", " ")) for result in pair.values()))
-    table.add_row(*(f"[dim]{_figures(result.stats)}[/dim]" for result in pair.values()))
+    for mode in found:
+        table.add_column(TITLES[mode], ratio=1)
+    table.add_row(*(Text.assemble((prompt, "bold"), result.text.replace("\n", " ")) for result in found.values()))
+    table.add_row(*(f"[dim]{_figures(result.stats)}[/dim]" for result in found.values()))
     console.print(table)
-    same = pair["dense"].token_ids == pair["exact"].token_ids
-    verdict = "[green]the same" if same else "[red]NOT the same"
-    console.print(f"{verdict} {len(pair['dense'].token_ids)} tokens\n")
-    return pair
+    dense, exact, predicted = (found[mode].token_ids for mode in TITLES)
+    verdict = "[green]the same" if dense == exact else "[red]NOT the same"
+    agreed = next((i for i, (a, b) in enumerate(zip(dense, predicted, strict=False)) if a != b), len(dense))
+    guessed = "the same as well" if agreed == len(dense) else f"another from the {agreed + 1}. on"
+    console.print(f"dense and exact: {verdict} {len(dense)} tokens[/]; predicted: {guessed}\n")
+    return found
 
 
 def _figures(stats: dict[str, Any]) -> str:
@@ -94,10 +101,10 @@ def _figures(stats: dict[str, Any]) -> str:
     return ", ".join(part for part in (speed, read) if part)
 
 
-def _conclude(console: Console, engine: Engine, pairs: list[dict[str, Generation]]) -> bool:
-    same = all(pair["dense"].token_ids == pair["exact"].token_ids for pair in pairs)
-    tokens = sum(len(pair["exact"].token_ids) for pair in pairs)
-    share = [pair["exact"].stats["activation_sparsity"] for pair in pairs]
+def _conclude(console: Console, engine: Engine, texts: list[dict[str, Generation]]) -> bool:
+    same = all(each["dense"].token_ids == each["exact"].token_ids for each in texts)
+    tokens = sum(len(each["exact"].token_ids) for each in texts)
+    share = [each["exact"].stats["activation_sparsity"] for each in texts]
     if all(share):
         layers = [sum(s["layers"][i] for s in share) / len(share) for i in range(engine.config.layers)]
         console.print("Activation sparsity: neurons at exactly zero, whose up and down weights exact never reads")
