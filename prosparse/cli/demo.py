@@ -90,7 +90,7 @@ def _write(console: Console, engines: dict[str, Engine], prompt: str, tokens: in
     dense, exact, predicted = (found[mode].token_ids for mode in TITLES)
     verdict = "[green]the same" if dense == exact else "[red]NOT the same"
     agreed = next((i for i, (a, b) in enumerate(zip(dense, predicted, strict=False)) if a != b), len(dense))
-    guessed = "the same as well" if agreed == len(dense) else f"another from the {agreed + 1}. on"
+    guessed = "the same as well" if agreed == len(dense) else f"another text from token {agreed + 1} on"
     console.print(f"dense and exact: {verdict} {len(dense)} tokens[/]; predicted: {guessed}\n")
     return found
 
