@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..weights.predictor import Predictor
 
 PROMPT, STEPS = 64, 48  # tokens before the timed ones, and how many are timed
+WHY_EXACT = "no rank and kind is expected to save a tenth of the gate, or to keep to --within"
 SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -20,14 +21,14 @@ def made_table(about: Mapping[str, Any]) -> str:
     """A new predictor, layer by layer, on the windows that its thresholds were set on."""
     rows = [["layer", "kind", "rank", "recall", "predicted sparsity", "activation sparsity", "bytes of gate"]]
     for number, own in enumerate(about.get("layers", ())):
-        kind = own.get("kind", "low_rank") if own["used"] else "exact: prediction does not pay"
+        kind = own["kind"] if own["used"] else "exact"
         cells = [_percent(own[name]) for name in ("recall", "predicted_sparsity", "activation_sparsity")]
         rows.append([str(number), kind, str(own["rank"] or "-"), *cells, _percent(own.get("bytes_of_gate"))])
     reached = about.get("calibration_kl")
-    last = ""
+    last = "" if all(own["used"] for own in about.get("layers", ())) else f"exact: {WHY_EXACT}\n"
     if reached is not None:
         kept = "" if reached <= about["target_kl"] else ", which no recall up to 0.99999 reaches"
-        last = f"KL from exact {reached:.3g} nats per token, asked for {about['target_kl']:g}{kept}\n"
+        last += f"KL from exact {reached:.3g} nats per token, asked for {about['target_kl']:g}{kept}\n"
     return _columns(rows) + last + "on calibration text; judge it on other text with `prosparse predictor eval`\n"
 
 

@@ -31,6 +31,7 @@ from .target import at_divergence
 
 RECALL = {"auto": 0.99, "low_rank": 0.99, "low_bit_gate": 0.999, "sign_bits": 0.99}
 LEAST_GAIN = 0.1  # of the gate's bytes: below, the further op costs what it saves
+MANY = 3  # guesses of a layer that are scored on every token; twice as many on every second one
 MOMENTS_BYTES = 2 << 30  # of memory for covariances at a time; more layers take further passes
 
 
@@ -245,9 +246,10 @@ def fit_lines(engine: Engine, layers: Sequence[Layer], windows: Tensor, progress
 
     def view(layer: int, residual: Tensor, x: Tensor, *_: Tensor) -> None:
         own = layers[layer]
-        gate = torch.nn.functional.linear(x, own.ffn.gate.values())
+        rows = _thinned(own)
+        gate = torch.nn.functional.linear(x[rows], own.ffn.gate.values())
         for guess, line in zip(own.choices, lines[layer], strict=True):
-            line.add(guess.selector.scores(residual, x), gate)
+            line.add(guess.selector.scores(residual[rows], x[rows]), gate)
 
     read(engine, windows, view, progress, "deviations")
     threshold = engine.config.activation.threshold
@@ -261,11 +263,17 @@ def fit_curves(engine: Engine, layers: Sequence[Layer], windows: Tensor, progres
 
     def view(layer: int, residual: Tensor, x: Tensor, value: Tensor, h: Tensor) -> None:
         own = layers[layer]
-        active, mass = h != 0, h.abs() * own.mass_scale
+        rows = _thinned(own)
+        active, mass = h[rows] != 0, h[rows].abs() * own.mass_scale
         for guess in own.choices:
-            guess.curve.add(guess.needed(residual, x), active, mass)
+            guess.curve.add(guess.needed(residual[rows], x[rows]), active, mass)
 
     read(engine, windows, view, progress, "thresholds")
+
+
+def _thinned(layer: Layer) -> slice:
+    """Which tokens its guesses are scored on: where there are many, some of them, or scoring would take the time."""
+    return slice(None, None, max(1, len(layer.choices) // MANY))
 
 
 def _with_one_offset(guess: Guess) -> Guess:
