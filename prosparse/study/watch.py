@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import linear
 
 from ..engine import Engine
 from ..engine.session import Session
@@ -45,16 +46,15 @@ def open_ffns(engine: Engine) -> list[AnyFFN]:
     return found
 
 
-def gated_ffns(engine: Engine) -> list[GatedFFN]:
-    """The same of a model whose FFNs are all gated. Raises UnsupportedError for others."""
-    found = []
-    for ffn in open_ffns(engine):
-        if not isinstance(ffn, GatedFFN):
-            raise UnsupportedError(
-                f"predictor: {type(ffn).__name__} has no gate beside its up projection; only gated FFNs are predicted"
-            )
-        found.append(ffn)
-    return found
+def pre_activation(ffn: AnyFFN, x: Tensor) -> Tensor:
+    """What the activation of a block's gate gets for inputs [tokens, hidden], [tokens, neurons] float32."""
+    bias = ffn.gate_bias if isinstance(ffn, PlainFFN) else None
+    return linear(x, ffn.gate.values(), bias)
+
+
+def rows_bytes(ffn: AnyFFN) -> int:
+    """Bytes of the matrices of a block whose rows only active neurons need: up, where there is one, and down."""
+    return ffn.down.nbytes + (0 if isinstance(ffn, PlainFFN) else ffn.up.nbytes)
 
 
 def watched(decoder: Decoder, ffns: Sequence[AnyFFN], view: View) -> Decoder:

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 from ...engine import Engine
-from ...model.decoder import Decoder
-from ...sparsity.ffn import DenseFFN, ExactFFN, GatedFFN
-from ...sparsity.predicted import PredictedFFN
-from ...sparsity.selectors import Selector
-from ...weights.predictor import Predictor
-from ..watch import gated_ffns
+from ...model.decoder import FFN, Decoder
+from ...sparsity import (
+    DenseFFN,
+    ExactFFN,
+    PlainDenseFFN,
+    PlainExactFFN,
+    PlainFFN,
+    PlainPredictedFFN,
+    PredictedFFN,
+    Selector,
+)
+from ...weights.predictor import LayerPredictor, Predictor
+from ..watch import AnyFFN, open_ffns
 
 
 def decoder_with(engine: Engine, how: Predictor | str) -> Decoder:
     """A decoder that decodes with a predictor, exact where that has none; or in mode "dense" or "exact"."""
     blocks = []
-    for layer, ((attention, _), ffn) in enumerate(zip(engine.decoder.blocks, gated_ffns(engine), strict=True)):
+    for layer, ((attention, _), ffn) in enumerate(zip(engine.decoder.blocks, open_ffns(engine), strict=True)):
         own = how.layers[layer] if isinstance(how, Predictor) else None
-        parts = (ffn.norm, ffn.norm_eps, ffn.gate, ffn.up, ffn.down, ffn.activation, ffn.scale)
-        block: GatedFFN = DenseFFN(*parts) if how == "dense" else ExactFFN(*parts)
-        if own is not None:
-            block = PredictedFFN(*parts, selector=Selector(own, ffn.gate))
-        blocks.append((attention, block))
+        blocks.append((attention, _block(ffn, how == "dense", own)))
     return engine.decoder.with_blocks(blocks)
+
+
+def _block(ffn: AnyFFN, dense: bool, own: LayerPredictor | None) -> FFN:
+    selector = None if own is None else Selector(own, ffn.gate)
+    if isinstance(ffn, PlainFFN):
+        plain = (
+            ffn.norm, ffn.norm_bias, ffn.norm_eps, ffn.gate, ffn.gate_bias, ffn.down, ffn.down_bias, ffn.activation,
+            ffn.scale, ffn.post_norm,
+        )  # fmt: skip
+        if selector is not None:
+            return PlainPredictedFFN(*plain, selector=selector)
+        return PlainDenseFFN(*plain) if dense else PlainExactFFN(*plain)
+    parts = (ffn.norm, ffn.norm_eps, ffn.gate, ffn.up, ffn.down, ffn.activation, ffn.scale)
+    if selector is not None:
+        return PredictedFFN(*parts, selector=selector)
+    return DenseFFN(*parts) if dense else ExactFFN(*parts)

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from ...engine import Engine
 from ...errors import UnsupportedError, UserError
-from ...sparsity.ffn import GatedFFN
 from ...weights.predictor import KINDS, LayerPredictor, Predictor
 from ..measure.engine_subject import EngineSubject
-from ..watch import gated_ffns
+from ..watch import AnyFFN, open_ffns, pre_activation
 from .calibration import TOKENS, Calibration, Progress, read
 from .guess import Guess, Line
 from .low_rank import Moments, check_format, guesses, parts, ranks_to_try
@@ -45,7 +44,7 @@ class Layer:
         mass_scale: length of every neuron's row of down, [neurons] float32.
     """
 
-    ffn: GatedFFN
+    ffn: AnyFFN
     choices: list[Guess] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -168,7 +167,7 @@ def prepare(
     """All of `build` but the choice of a target."""
     check_options(engine, kind, rank, weights)
     calibration = Calibration.of(engine, text, tokens)
-    layers = [Layer(ffn) for ffn in gated_ffns(engine)]
+    layers = [Layer(ffn) for ffn in open_ffns(engine)]
     for number, found in enumerate(_candidates(engine, kind, rank, weights, calibration, layers, progress)):
         layers[number].choices = [Guess.of(own, layers[number].ffn.gate) for own in found]
     fit_lines(engine, layers, calibration.fit, progress)
@@ -247,7 +246,7 @@ def fit_lines(engine: Engine, layers: Sequence[Layer], windows: Tensor, progress
     def view(layer: int, residual: Tensor, x: Tensor, *_: Tensor) -> None:
         own = layers[layer]
         rows = _thinned(own)
-        gate = torch.nn.functional.linear(x[rows], own.ffn.gate.values())
+        gate = pre_activation(own.ffn, x[rows])
         for guess, line in zip(own.choices, lines[layer], strict=True):
             line.add(guess.selector.scores(residual[rows], x[rows]), gate)
 

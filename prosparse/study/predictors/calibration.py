@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...engine import Engine
 from ...errors import UserError
-from ..watch import View, gated_ffns, read_window, watched
+from ..watch import View, open_ffns, read_window, watched
 from ..windows import CALIBRATION, cut, read_text
 
 WINDOW = 512  # tokens
@@ -62,7 +62,7 @@ class Calibration:
 @torch.inference_mode()
 def read(engine: Engine, windows: Tensor, view: View, progress: Progress | None = None, what: str = "reading") -> None:
     """Show every FFN of the engine, while it reads windows [windows, tokens], to `view`."""
-    decoder = watched(engine.decoder, gated_ffns(engine), view)
+    decoder = watched(engine.decoder, open_ffns(engine), view)
     for number, window in enumerate(windows):
         for _ in read_window(engine, decoder, window):
             pass

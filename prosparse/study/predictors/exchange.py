@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ...engine import Engine
 from ...errors import UserError
+from ...sparsity import PlainFFN
 from ...weights.powerinfer import read_folder, write_folder
 from ...weights.predictor import LayerPredictor, Predictor
 from ..measure.engine_subject import EngineSubject
-from ..watch import gated_ffns
+from ..watch import open_ffns
 from .calibration import Calibration, Progress, read
 from .guess import Guess
 
@@ -84,7 +85,15 @@ def export_powerinfer(engine: Engine, predictor: Predictor, folder: str | Path) 
     """
     facts = EngineSubject(engine).facts
     predictor.check_fits(facts.fingerprint, facts.content, facts.layers, facts.neurons, facts.hidden)
-    write_folder(folder, predictor, [ffn.norm for ffn in gated_ffns(engine)])
+    norms = []
+    for own, ffn in zip(predictor.layers, open_ffns(engine), strict=True):
+        if isinstance(ffn, PlainFFN) and own is not None and not own.un_normed:
+            raise UserError(
+                "predictor: this model's norm has a mean and a bias, so a predictor of the normed input cannot be "
+                "written as one of the residual, which PowerInfer needs; take a gated model"
+            )
+        norms.append(ffn.norm)
+    write_folder(folder, predictor, norms)
 
 
 def measure_recall(
@@ -95,7 +104,7 @@ def measure_recall(
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """recall, predicted_sparsity and activation_sparsity of each layer on calibration text."""
-    ffns = gated_ffns(engine)
+    ffns = open_ffns(engine)
     guesses = [Guess.of(own, ffn.gate) for own, ffn in zip(layers, ffns, strict=True)]
     counts = torch.zeros(len(layers), 4, dtype=torch.float64)
 

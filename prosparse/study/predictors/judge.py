@@ -19,7 +19,7 @@ from ...sparsity.selectors import Selector
 from ...weights.predictor import Predictor
 from ..compare import bootstrap, kl_divergence, losses
 from ..perplexity import exponential
-from ..watch import gated_ffns
+from ..watch import open_ffns, rows_bytes
 from ..windows import Windows
 from .quality import LayerQuality, Quality
 from .target import window_logits
@@ -36,7 +36,7 @@ class Judged:
     """
 
     def __init__(self, engine: Engine, predictor: Predictor | Yardstick, name: str) -> None:
-        self._ffns, self._name = gated_ffns(engine), name
+        self._ffns, self._name = open_ffns(engine), name
         self._yardstick = None if isinstance(predictor, Predictor) else predictor
         self._selectors: list[Selector | None] = [None] * len(self._ffns)
         self._own: Sequence[Any] = [None] * len(self._ffns)
@@ -73,7 +73,7 @@ class Judged:
         ours = exact = dense = 0.0
         for number, ffn in enumerate(self._ffns):
             active, named, both, everything = self._counts[number].tolist()
-            rows = ffn.up.nbytes + ffn.down.nbytes
+            rows = rows_bytes(ffn)
             exact += ffn.gate.nbytes + active / everything * rows
             dense += ffn.gate.nbytes + rows
             predicts = self._yardstick is not None or self._selectors[number] is not None

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from prosparse.kernels.weight import Weight
-
+from ..watch import AnyFFN, pre_activation
 from .curve import Curve
 from .guess import Line
 from .low_rank import Moments, parts
@@ -89,18 +88,17 @@ class Net:
         return self.second + margin * self.spread * self.constant, self.bias
 
 
-def start(gate: Weight, rows: Rows, fit: Tensor, rank: int, threshold: float, recipe: Recipe) -> Net:
+def start(ffn: AnyFFN, rows: Rows, fit: Tensor, rank: int, threshold: float, recipe: Recipe) -> Net:
     """What training begins with, from recorded rows `fit`."""
-    device = gate.codes.device
+    device = ffn.gate.codes.device
     moments, line = Moments(), Line()
     blocks = fit.split(4 * recipe.batch)
     for block in blocks:
         moments.add(rows.take(block, device)[0])
-    first, second = parts(gate, moments, max(1, rank // 2) if recipe.relu else rank)
-    weight = gate.values()
+    first, second = parts(ffn.gate, moments, max(1, rank // 2) if recipe.relu else rank)
     for block in blocks[:8]:
         x = rows.take(block, device)[0]
-        line.add((x @ first.t()) @ second.t(), x @ weight.t())
+        line.add((x @ first.t()) @ second.t(), pre_activation(ffn, x))
     base, unit = line.base_and_unit(threshold)
     spread = ((rows.take(blocks[0], device)[0] @ first.t()) @ second.t()).std(0)
     scale = LOGISTIC / torch.maximum(unit, LEAST_UNIT * spread).clamp_min(1e-6)

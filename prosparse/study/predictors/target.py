@@ -16,7 +16,7 @@ from ...engine import Engine
 from ...sparsity.selectors import Selector
 from ...weights.predictor import Predictor
 from ..compare import kl_divergence
-from ..watch import gated_ffns, read_window, watched
+from ..watch import open_ffns, read_window, watched
 from .calibration import Progress
 
 MISSED = (0.5, 1e-5)  # shares of the active neurons between which the knob goes
@@ -27,7 +27,7 @@ Hide = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 def hides(engine: Engine, predictor: Predictor) -> Hide:
     """Takes (layer, residual, normed input, act(gate) * up) and returns the last without what is not predicted."""
-    ffns = gated_ffns(engine)
+    ffns = open_ffns(engine)
     selectors = [
         None if own is None else Selector(own, ffn.gate) for own, ffn in zip(predictor.layers, ffns, strict=True)
     ]
@@ -46,7 +46,7 @@ def window_logits(engine: Engine, windows: Tensor, hide: Hide | None = None) -> 
     def view(layer: int, residual: Tensor, x: Tensor, value: Tensor, h: Tensor) -> Tensor | None:
         return None if hide is None else hide(layer, residual, x, h)
 
-    decoder = watched(engine.decoder, gated_ffns(engine), view)
+    decoder = watched(engine.decoder, open_ffns(engine), view)
     for window in windows:
         yield torch.cat([decoder.logits(hidden).cpu().double() for hidden in read_window(engine, decoder, window)])
 

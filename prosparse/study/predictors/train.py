@@ -19,12 +19,11 @@ from torch import Tensor
 
 from ...engine import Engine
 from ...errors import UserError
-from ...sparsity.ffn import GatedFFN
 from ...sparsity.selectors import Selector
 from ...weights.predictor import LayerPredictor, Predictor
 from ...weights.whole_files import write_whole
 from ..measure.engine_subject import EngineSubject
-from ..watch import gated_ffns
+from ..watch import AnyFFN, open_ffns
 from .build import LEAST_GAIN, RECALL, check_options, check_targets
 from .calibration import Calibration, Progress
 from .low_rank import guesses, ranks_to_try
@@ -125,7 +124,7 @@ class _Trainer:
         self, engine: Engine, windows: Tensor, recipe: Recipe, rank: int | str, weights: str, within: float,
         progress: Progress | None,
     ) -> None:  # fmt: skip
-        self.ffns, self.threshold = gated_ffns(engine), engine.config.activation.threshold
+        self.ffns, self.threshold = open_ffns(engine), engine.config.activation.threshold
         self.recipe, self.weights, self.within, self.progress = recipe, weights, within, progress
         self.ranks: Sequence[int] = ranks_to_try(rank, engine.config.hidden, engine.config.neurons)
         if rank == "auto":
@@ -140,7 +139,7 @@ class _Trainer:
         ffn = self.ffns[number]
         best: tuple[float, LayerPredictor, dict[str, Any]] | None = None
         for rank in self.ranks:
-            net = start(ffn.gate, rows, self.fit, rank, self.threshold, self.recipe)
+            net = start(ffn, rows, self.fit, rank, self.threshold, self.recipe)
 
             def seen(done: int, total: int, rank: int = rank) -> None:
                 if self.progress is not None:
@@ -157,7 +156,7 @@ class _Trainer:
         used = not self.recipe.bias or (share <= 1 - LEAST_GAIN and excess <= self.within)
         return own if used else None, {"used": used, **about}
 
-    def _finished(self, net: Net, rows: Rows, ffn: GatedFFN) -> tuple[float, LayerPredictor, dict[str, Any]]:
+    def _finished(self, net: Net, rows: Rows, ffn: AnyFFN) -> tuple[float, LayerPredictor, dict[str, Any]]:
         """Share of the gate's bytes, the predictor with its offsets, and its numbers; as it is stored."""
         stored = next(guesses(net.first, net.second, [len(net.first)], self.weights, net.relu))
         assert stored.first is not None and stored.second is not None
@@ -183,7 +182,7 @@ class _Trainer:
         return share, own, rounded
 
 
-def _scale(ffn: GatedFFN) -> Tensor:
+def _scale(ffn: AnyFFN) -> Tensor:
     return ffn.down.values().norm(dim=1)
 
 

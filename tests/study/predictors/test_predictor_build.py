@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity.rows import ROWS
 from safetensors.torch import load_file
 from tiny_engine import decoded_logits, make_model
 
@@ -125,3 +126,20 @@ def test_models_without_zeros(tmp_path: Path) -> None:
     engine = load(make_model(tmp_path / "silu", hidden_act="silu"), mode="dense", weights="fp32")
     with pytest.raises(UnsupportedError, match="makes no exact zeros, so there is nothing to predict"):
         build(engine)
+
+
+@pytest.mark.parametrize("family", ["opt-6.7b", "falcon-7b-relu"])
+def test_models_without_up_projection(tmp_path: Path, family: str) -> None:
+    """OPT has biases and a norm that subtracts a mean, Falcon a norm that its blocks share."""
+    folder = next(row for row in ROWS if row.config == family).make(tmp_path / "plain")
+    (folder / "text.txt").write_text("all happy families are alike " * 20)
+    engine = load(folder, weights="fp32")
+    windows = cut(read_text(folder / "text.txt"), engine.tokenizer, 20, 60)
+    made = build(engine, "low_bit_gate", target_recall=0.99, text=folder / "text.txt")
+    found = judge(engine, {"made": made}, windows)[0]
+    assert made.kind == "low_bit_gate" and found.recall is not None and found.recall > 0.95
+    assert found.kl_divergence.value < 0.01
+    predicted = load(folder, mode="predicted", predictor=made, weights="fp32")
+    logits = torch.cat([decoded_logits(predicted, row.tolist()) for row in windows.inputs])
+    loss = torch.nn.functional.cross_entropy(logits.double(), windows.targets.flatten())
+    assert float(loss.exp()) == pytest.approx(found.perplexity, rel=1e-4)

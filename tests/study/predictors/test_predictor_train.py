@@ -12,7 +12,9 @@ import torch
 
 from prosparse.engine import Engine
 from prosparse.errors import UserError
+from prosparse.kernels.activation import Activation
 from prosparse.kernels.weight import in_format
+from prosparse.sparsity import ExactFFN
 from prosparse.study.predictors import build, export_powerinfer, import_powerinfer, train
 from prosparse.study.predictors.judge import judge
 from prosparse.study.predictors.mlp import Recipe, start, train_layer
@@ -80,16 +82,16 @@ def test_training_names_fewer_neurons_than_it_began_with() -> None:
     """Neurons that open along both ends of a direction, which no linear guess can tell from those that do not."""
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(2000, 8, generator=rng)
-    gate = torch.eye(8)
     active = x.abs() > 1.5
     rows = Rows(x.half().numpy(), np.packbits(active.numpy(), axis=1), 8)
     fit, check, scale = torch.arange(1600), torch.arange(1600, 2000), torch.ones(8)
     recipe = Recipe(0.95, epochs=6, batch=32, lr=3e-2)
-    weight = in_format(gate, "fp32")
+    one, weight = torch.ones(8), in_format(torch.eye(8), "fp32")
+    ffn = ExactFFN(one, 1e-5, weight, weight, weight, Activation("fatrelu", 1.5), 1.0)
     seen: list[int] = []
-    begun = train_layer(start(weight, rows, fit, 16, 1.5, recipe), rows, fit, check, scale, replace(recipe, epochs=0))
+    begun = train_layer(start(ffn, rows, fit, 16, 1.5, recipe), rows, fit, check, scale, replace(recipe, epochs=0))
     net = train_layer(
-        start(weight, rows, fit, 16, 1.5, recipe), rows, fit, check, scale, recipe, lambda d, _: seen.append(d)
+        start(ffn, rows, fit, 16, 1.5, recipe), rows, fit, check, scale, recipe, lambda d, _: seen.append(d)
     )
     before, after = (own.curve.predicted(own.curve.margin(0.95)) for own in (begun, net))
     assert after < 0.7 * before
