@@ -38,8 +38,11 @@ class Accelerated(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """For pickle and deepcopy: the class is made at run time, so it travels as the parts it was made from."""
-        made = type(self)
-        return _blank, (made.__bases__[0], self.dense_class), self.__dict__.copy()
+        return _blank, (self.mixin(), self.dense_class), self.__dict__.copy()
+
+    def mixin(self) -> type[Accelerated]:
+        """What is mixed into `dense_class`."""
+        return type(self).__bases__[0]
 
 
 def accelerated_class(mixin: type[Accelerated], dense_class: type[nn.Module]) -> type[Accelerated]:
@@ -79,7 +82,8 @@ def install(
         dense_class: what `uninstall` gives back.
     """
     counters = {TALLY: new_tally(down.device), TOKENS: torch.zeros(1, dtype=torch.int64, device=down.device)}
-    down.data = down.data.t().contiguous().t()  # the last step that can fail, and before anything has changed
+    if down.is_floating_point():  # packed rows lie as they must
+        down.data = down.data.t().contiguous().t()  # the last step that can fail, and before anything has changed
     for name, counter in counters.items():
         module.register_buffer(name, counter, persistent=False)
     _change_class(module, accelerated_class(mixin, dense_class), {"activation": activation, "mode": mode})

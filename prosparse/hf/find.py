@@ -52,7 +52,7 @@ class Site:
     @property
     def has_dense_kernel(self) -> bool:
         """Whether mode dense runs it on a kernel of ours."""
-        return self.mixin is AcceleratedGLU
+        return issubclass(self.mixin, AcceleratedGLU)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Found:
 
 
 def down_parameter(module: nn.Module) -> nn.Parameter:
-    """The weight of a site's down projection, [hidden, neurons] as transformers has it."""
+    """The weight of a site's down projection, [hidden, neurons] as transformers has it; or packed, a row per neuron."""
     return cast(Any, module).weight if isinstance(module, nn.Linear) else weights_of(module)[2]
 
 
@@ -80,7 +80,7 @@ def find_ffns(model: nn.Module) -> Found:
     probed: dict[tuple[type[nn.Module], Activation], Activation | None] = {}
     for name, module in model.named_modules():
         if isinstance(module, AcceleratedGLU):
-            found.sites.append(Site(name, module, module.activation, module.dense_class))
+            found.sites.append(Site(name, module, module.activation, module.dense_class, module.mixin()))
         elif all(hasattr(module, child) for child in (*CHILDREN, "act_fn")):
             site = examine(name, module, config, probed)
             if isinstance(site, Site):

@@ -35,14 +35,19 @@ class AcceleratedGLU(Accelerated):
         # The ops themselves and not their checked doors: those ask again what `_runs_on_kernels` has answered, for
         # 20 us a layer (2-core x86 machine), 1 ms a token at 52 layers.
         op = torch.ops.prosparse.glu_exact if self.mode == "exact" else torch.ops.prosparse.glu_dense
-        gate, up, down = weights_of(self)
+        gate, up, down = self._rows()
         act, flat = self.activation, x.reshape(tokens, -1).contiguous()
         counted = x.dim() < 3 or x.shape[-2] == 1
         tally = self.prosparse_tally if counted else torch.zeros_like(self.prosparse_tally)
-        out = op(flat, gate, up, down.t(), act.code, act.threshold, act.on_up, tally)
+        out = op(flat, gate, up, down, act.code, act.threshold, act.on_up, tally)
         if counted:
             self.prosparse_tokens.add_(tokens)
         return out.view(x.shape)
+
+    def _rows(self) -> list[Tensor]:
+        """gate, up and down with one neuron per row."""
+        gate, up, down = weights_of(self)
+        return [gate, up, down.t()]
 
     def _runs_on_kernels(self, x: Tensor) -> bool:
         children = self._modules
@@ -63,6 +68,6 @@ class AcceleratedGLU(Accelerated):
 
 
 def weights_of(module: nn.Module) -> list[nn.Parameter]:
-    """gate, up and down as transformers has them: [neurons, hidden] twice, [hidden, neurons]."""
+    """gate, up and down as transformers has them, [neurons, hidden] twice and [hidden, neurons]; or packed rows."""
     children: Any = module._modules
     return [children[name].weight for name in CHILDREN]

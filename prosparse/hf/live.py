@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,12 +17,14 @@ from ..errors import UnsupportedError, UserError
 from ..plan import UNPREDICTED
 from .accelerated import Accelerated, install, uninstall
 from .find import Found, Site, down_parameter, find_ffns
+from .glu import CHILDREN
+from .packed import PackedGLU, check_can_pack, pack_children, packed_format
 
 log = logging.getLogger("prosparse")
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def accelerate(model: Model, mode: str = "auto") -> Model:
+def accelerate(model: Model, mode: str = "auto", weights: str | None = None, linears: bool = False) -> Model:
     """Run the FFNs of a transformers model on our kernels, in place; `restore` takes it back.
 
     Steps of 1 to 16 tokens (decoding) skip the neurons that are exactly zero; longer ones (prompts) stay with PyTorch.
@@ -33,24 +36,36 @@ def accelerate(model: Model, mode: str = "auto") -> Model:
             between two Linears (OPT, Falcon with ReLU), of which the second is run.
         mode: "exact" skips true zeros only; "dense" runs our dense kernels; "auto" is exact where the activation makes
             zeros, and else leaves the model as it is, with one log line.
+        weights: "int8" or "int4" rounds the weights of gated FFNs, and drops the original ones: `restore` is then
+            impossible. Mode auto runs them dense where the activation makes no zeros. None keeps weights as they are.
+        linears: round all other Linears as well: attention projections, lm_head, FFNs that are not run.
 
     Returns:
         the same model.
 
     Raises:
-        UserError: an unknown mode, or exact for an activation that makes no zeros.
+        UserError: an unknown mode or weight format, exact for an activation that makes no zeros, weights that are not
+            finite, or rounded already to another format.
         UnsupportedError: a mode other than auto, and no FFN that prosparse runs in it.
         Any error leaves the model as it was.
     """
     if mode not in ("auto", *UNPREDICTED):
         raise UserError(f"accelerate: mode is {mode!r}; supported are auto, {', '.join(UNPREDICTED)}")
+    check_can_pack(model, weights, linears)
     found = find_ffns(model)
+    if weights is not None:
+        found = replace(found, sites=[replace(s, mixin=PackedGLU) if s.has_dense_kernel else s for s in found.sites])
     sites = choose_sites(type(model).__name__, found, mode)
     undo: list[Callable[[], None]] = []
     try:
         for site in sites:
             undo.append(_undoing(site))
-            _install(site, "exact" if mode == "auto" else mode)
+            if weights is not None and site.mixin is PackedGLU:
+                undo.append(pack_children(site.module, CHILDREN, weights, transposed=CHILDREN[2]))
+            _install(site, _mode_of(site, mode))
+        if weights is not None and linears:
+            for module in list(model.modules()):
+                undo.append(pack_children(module, list(module._modules), weights))
     except BaseException:
         for take_back in reversed(undo):
             take_back()
@@ -58,10 +73,16 @@ def accelerate(model: Model, mode: str = "auto") -> Model:
     return model
 
 
+def _mode_of(site: Site, mode: str) -> str:
+    return mode if mode != "auto" else "exact" if site.activation.makes_zeros else "dense"
+
+
 def choose_sites(what: str, found: Found, mode: str) -> list[Site]:
     """The FFNs to accelerate, with one log line about them, or why there are none."""
     sites = [
-        site for site in found.sites if (site.has_dense_kernel if mode == "dense" else site.activation.makes_zeros)
+        site
+        for site in found.sites
+        if (site.has_dense_kernel if mode == "dense" else site.activation.makes_zeros or site.mixin is PackedGLU)
     ]
     dense = [site for site in found.sites if not site.activation.makes_zeros]
     if mode == "exact" and dense:
@@ -72,7 +93,7 @@ def choose_sites(what: str, found: Found, mode: str) -> list[Site]:
     if sites:
         kinds = ", ".join(sorted({str(site.activation) for site in sites}))
         device = down_parameter(sites[0].module).device
-        shown = "exact" if mode == "auto" else mode
+        shown = ", ".join(sorted({_mode_of(site, mode) for site in sites}))
         log.info(
             "accelerate: %d FFNs of %s run %s (%s) on %s", len(sites), what, shown, kinds, machine.kernel_name(device)
         )
@@ -108,8 +129,8 @@ def _undoing(site: Site) -> Callable[[], None]:
     """What puts a site back to its present state, whatever part of `install` was done."""
     module = site.module
     if isinstance(module, Accelerated):
-        mode = module.mode
-        return lambda: _install(site, mode)
+        mode, before = module.mode, replace(site, mixin=module.mixin())
+        return lambda: _install(before, mode)
 
     def take_back() -> None:
         if isinstance(module, Accelerated):
@@ -124,6 +145,8 @@ def restore(model: Model) -> Model:
     Returns:
         the same model.
     """
+    if fmt := packed_format(model):
+        raise UserError(f"restore: the weights were rounded to {fmt} and the others dropped; load the model again")
     for module in list(model.modules()):
         if isinstance(module, Accelerated):
             uninstall(module, down_parameter(module))
@@ -152,7 +175,8 @@ def stats(model: nn.Module, reset: bool = False) -> dict[str, Any]:
     shares = []
     for layer in layers:
         if tokens := int(layer.prosparse_tokens):
-            neurons = down_parameter(layer).shape[1]
+            down = down_parameter(layer)
+            neurons = down.shape[1 if down.is_floating_point() else 0]
             shares.append(round(1 - int(layer.prosparse_tally[NONZERO]) / (tokens * neurons), 6))
     sparsity = {"mean": round(sum(shares) / len(shares), 6), "layers": shares} if len(shares) == len(layers) else None
     result = {
