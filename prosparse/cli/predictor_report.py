@@ -27,7 +27,7 @@ def made_table(about: Mapping[str, Any]) -> str:
     reached = about.get("calibration_kl")
     last = "" if all(own["used"] for own in about.get("layers", ())) else f"exact: {WHY_EXACT}\n"
     if reached is not None:
-        kept = "" if reached <= about["target_kl"] else ", which no recall up to 0.99999 reaches"
+        kept = "" if reached <= about["target_kl"] else ", which no recall reaches"
         last += f"KL from exact {reached:.3g} nats per token, asked for {about['target_kl']:g}{kept}\n"
     return _columns(rows) + last + "on calibration text; judge it on other text with `prosparse predictor eval`\n"
 

@@ -71,9 +71,9 @@ def _draw(axes: Any, document: dict[str, Any]) -> None:
         )
         for point, x, y in zip(own, xs, ys, strict=True):
             if point["is_predictor"] and point["target"] is not None:
-                axes.annotate(
-                    f"{point['target']:g}", (x, y), (4, 4), textcoords="offset points", fontsize=7, color=colour
-                )
+                left = family == "low_rank"  # the curves of the kinds may meet; their numbers should not
+                axes.annotate(f"{point['target']:g}", (x, y), (-6, -3) if left else (6, -1), fontsize=7, color=colour,
+                              textcoords="offset points", ha="right" if left else "left")  # fmt: skip
     _lines(axes, document, points, timed)
     axes.set_yscale("log")
     axes.set_ylim(bottom=min([_y(point) for point in points if point["family"] != "oracle"], default=LEAST_KL) / 4)
