@@ -88,15 +88,20 @@ def _columns(subject: str) -> list[Column]:
         ]
     prompt: list[Column] = [("prompt", lambda row: row["part"]), weights]
     zeros: list[Column] = [("activation\nsparsity", lambda row: _or_dash(row["activation_sparsity"], "{:.1%}"))]
-    selectors: list[Column] = [
-        ("predicted", lambda row: _or_dash(row["predicted_sparsity"] and 1 - row["predicted_sparsity"], "{:.1%}")),
-        ("recall", lambda row: _or_dash(row["quality"] and row["quality"]["recall"], "{:.2%}")),
-        ("times\nexact", lambda row: _or_dash(row["quality"] and row["quality"]["exact_ratio"], "{:.2f}")),
-    ]
+    if subject == "predictors":
+        return [
+            ("mode", lambda row: row["part"] or row["mode"]),
+            ("named", lambda row: _or_dash(row["predicted_sparsity"] and 1 - row["predicted_sparsity"], "{:.1%}")),
+            ("recall", lambda row: _or_dash(row["quality"] and row["quality"]["recall"], "{:.1%}")),
+            ("tokens/s", lambda row: f"{row['tokens_per_s']:.1f}"),
+            read,
+            floor,
+            ("times\nexact", lambda row: _or_dash(row["quality"] and row["quality"]["exact_ratio"], "{:.2f}")),
+            ("times base\n(95 %)", _ratio),
+        ]
     return [
         *(prompt if subject == "prefill" else []),
-        ("mode", lambda row: row["part"] if row["mode"] == "predicted" else row["mode"]),
-        *(selectors if subject == "predictors" else []),
+        ("mode", lambda row: row["mode"]),
         *(zeros if subject != "prefill" else []),
         ("tokens/s", lambda row: _or_dash(row["tokens_per_s"], "{:.1f}")),
         ("p10\nms", lambda row: _ms(row["p10_us"])),

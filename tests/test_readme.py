@@ -14,7 +14,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_table_is_that_of_the_rows():
     tool = runpy.run_path(str(ROOT / "tools" / "readme_table.py"))
     rows = [json.loads(line) for line in tool["ROWS"].read_text().splitlines()]
-    assert tool["table"](rows) in README, "run python tools/readme_table.py and put its table into README.md"
+    for made in (tool["table"](rows), tool["predicted_table"](rows)):
+        assert made in README, "run python tools/readme_table.py and put its tables into README.md"
     speeds = [row["bandwidth_gb_s"] for row in rows]
     assert f"({min(speeds):.0f} to {max(speeds):.0f} GB/s)" in README
 

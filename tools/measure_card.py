@@ -55,7 +55,7 @@ def load_model(folder: Path, threshold: float) -> LlamaForCausalLM:
     kept = {key: value for key, value in config.items() if key not in ("architectures", "model_type", "torch_dtype")}
     rope = {"rope_type": "default", "rope_theta": kept.pop("rope_theta")}
     model = LlamaForCausalLM(LlamaConfig(**{**kept, "hidden_act": "relu", "rope_parameters": rope}))
-    tensors = {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
+    tensors = {name: t for path in sorted(folder.glob("model*.safetensors")) for name, t in load_file(path).items()}
     result = model.load_state_dict(tensors, strict=False)
     assert not result.unexpected_keys and set(result.missing_keys) <= {"lm_head.weight"}, result
     model.tie_weights()

@@ -1,4 +1,4 @@
-"""The README's table of measured numbers, from the rows in bench/results: python tools/readme_table.py
+"""The README's tables of measured numbers, from the rows in bench/results: python tools/readme_table.py
 
 Speeds are medians; "times dense" and "of the floor" compare fast deciles of one interleaved run (see bench/clock.py).
 """
@@ -22,6 +22,11 @@ SHOWN = [  # subject, shape, format, asked activation sparsity, the rows' name f
     ("ffn", "minicpm-s-1b", "int8", 0.88, f"one FFN, {ONE}"),
     ("ffn", "minicpm-s-1b", "int4", 0.88, f"one FFN, {ONE}"),
 ]
+SELECTORS = {
+    "low_rank": "rank 256, int8 and int4",
+    "low_bit_gate": "the gate in int4",
+    "oracle": "oracle at the price of sign bits: a bound",
+}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -45,10 +50,29 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def predicted_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, one line per selector and format that was timed."""
+    lines = [
+        "| a token, MiniCPM-S-1B's shape | weights | recall | predicted | tokens/s | times exact (95 %) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["subject"] == "predictors" and row["mode"] == "predicted":
+            quality = row["quality"]
+            low, high = quality["exact_ratio_95"]
+            lines.append(
+                f"| {SELECTORS[row['part']]} | {row['weights']} | {quality['recall']:.1%} | "
+                f"{1 - row['predicted_sparsity']:.1%} | {row['tokens_per_s']:.1f} | "
+                f"{quality['exact_ratio']:.2f} ({low:.2f}-{high:.2f}) |"
+            )
+    return "\n".join(lines)
+
+
 def _speed(row: dict[str, Any]) -> str:
     return f"{row['tokens_per_s']:.1f} tokens/s" if row["tokens_per_s"] else f"{row['median_us'] / 1e3:.2f} ms"
 
 
 if __name__ == "__main__":
     with ROWS.open() as file:
-        sys.stdout.write(table([json.loads(line) for line in file]) + "\n")
+        found = [json.loads(line) for line in file]
+    sys.stdout.write(f"{table(found)}\n\n{predicted_table(found)}\n")

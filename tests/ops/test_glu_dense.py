@@ -49,7 +49,7 @@ def test_dtypes(backend, weights, x):
 @pytest.mark.parametrize("weights", FORMATS, ids=label)
 def test_tally_counts_products_that_are_not_zero(backend, weights):
     case = make_case(3, 40, 60, weights)
-    tally = torch.tensor([0, 0, 7])
+    tally = torch.tensor([0, 0, 7, 0])
     glu_dense(case.x, *case.weights, SILU, tally)
     assert tally[NONZERO].item() == 7 + 3 * 60
     relu = Activation("relu")

@@ -28,9 +28,9 @@ def read_shape(folder: Path) -> Shape:
 
 def load_folder(network: Network, folder: Path) -> None:
     """Take the weights of a folder that this tool, or one with its names, has written."""
-    tensors = {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
+    tensors = {name: t for path in sorted(folder.glob("model*.safetensors")) for name, t in load_file(path).items()}
     if not tensors:
-        raise SystemExit(f"--init: {folder} holds no *.safetensors file")
+        raise SystemExit(f"--init: {folder} holds no model*.safetensors file")
     network.load_state_dict({name.removeprefix("model."): tensor.float() for name, tensor in tensors.items()})
 
 

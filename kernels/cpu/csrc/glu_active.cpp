@@ -17,10 +17,10 @@ Tensor glu_active(const Tensor& x, const Tensor& up, const Tensor& down, const T
   const Matrix d = read_matrix(op, "down", down, in.columns);
   require(u.rows == d.rows, op, ": up has ", u.rows, " neurons but down has ", d.rows);
   require(u.format == d.format, op, ": up and down must share a dtype");
-  const float* values = read_float_matrix(op, "value", value, in.tokens, index.numel());
   const Given given = read_list(op, index, count, u.rows);
   const int32_t* ids = given.ids;
   const int64_t n = given.n, capacity = index.numel();
+  const float* values = read_float_matrix(op, "value", value, in.tokens, capacity);
   int64_t* total = read_tally(op, tally);
   prepare(in, u.format);
 
