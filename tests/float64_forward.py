@@ -45,7 +45,7 @@ class Trace:
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json, and every tensor in float64 under its name in the files."""
     tensors: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("model*.safetensors")):
         tensors |= load_file(file)
     config = json.loads((folder / "config.json").read_text())
     if "MiniCPMV" in config["architectures"]:

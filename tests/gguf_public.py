@@ -33,7 +33,7 @@ def write_public(gguf: Any, path: Path, folder: Path, kind: str = "F32", powerin
     writer.add_eos_token_id(keys["tokenizer.ggml.eos_token_id"])
     writer.add_add_bos_token(keys["tokenizer.ggml.add_bos_token"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, keys["llama.block_count"])
-    known = {names.get_name(name, try_suffixes=(".weight",)) for file in folder.glob("*.safetensors")
+    known = {names.get_name(name, try_suffixes=(".weight",)) for file in folder.glob("model*.safetensors")
              for name in load_file(file)}  # fmt: skip
     tensors = model_tensors(folder)
     assert known == set(tensors), "the names of the tests' own writer are those of the package"

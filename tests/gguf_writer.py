@@ -111,7 +111,7 @@ def model_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a model folder under GGUF's names and in its order of rows."""
     config = json.loads((folder / "config.json").read_text())
     found: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("model*.safetensors")):
         found |= load_file(file)
     tensors = {}
     for name, tensor in found.items():

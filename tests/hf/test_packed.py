@@ -107,8 +107,11 @@ def test_an_accelerated_model_is_rounded_too_and_modes_change(model: Any, op_cal
 def test_copies_and_pickles(model: Any) -> None:
     prosparse.accelerate(model, weights="int4", linears=True)
     expected = generate(model)
-    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(generate(again), expected)
+    assert torch.equal(generate(copy.deepcopy(model)), expected)
+    # not the whole model: transformers hooks local functions into it once somebody has asked for hidden states
+    model.model.layers[0].mlp = pickle.loads(pickle.dumps(model.model.layers[0].mlp))
+    model.lm_head = pickle.loads(pickle.dumps(model.lm_head))
+    assert torch.equal(generate(model), expected)
 
 
 def test_gradients_pass_to_inputs(model: Any) -> None:
