@@ -192,7 +192,16 @@ def test_text_of_any_language_in_the_c_locale() -> None:
 
 
 def test_ctrl_c_is_status_130() -> None:
-    process = spawn("generate", MODEL, "--prompt", PROMPT, "--temperature", "1", "--max-new-tokens", "200")
+    slow = (
+        "--weights",
+        "fp32",
+        "--mode",
+        "dense",
+        "--threads",
+        "1",
+    )  # seconds, so that it cannot end before the signal
+    sampled = ("--temperature", "1", "--seed", "1", "--max-new-tokens", "500")
+    process = spawn("generate", "--prompt", PROMPT, *slow, *sampled)
     assert process.stdout is not None
     assert process.stdout.read(len(PROMPT) + 3)
     process.send_signal(signal.SIGINT)
