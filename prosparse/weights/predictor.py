@@ -10,7 +10,6 @@ own gate when it is loaded. A file is safetensors; it names the model that it be
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,9 +197,3 @@ def _layer(number: int, entry: dict[str, Any] | None, tensors: dict[str, Tensor]
         un_normed=bool(entry["un_normed"]),
         **parts,
     )
-
-
-def without(predictor: Predictor, layers: set[int]) -> Predictor:
-    """The same predictor with the gate itself selecting in some layers."""
-    kept = tuple(None if number in layers else layer for number, layer in enumerate(predictor.layers))
-    return dataclasses.replace(predictor, layers=kept)

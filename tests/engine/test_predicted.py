@@ -18,7 +18,7 @@ from prosparse.engine.session import Session
 from prosparse.errors import CheckpointError, MissingFileError, UserError
 from prosparse.kernels.tally import NONZERO, PREDICTED
 from prosparse.plan import LayerPlan, Plan, fingerprint
-from prosparse.weights.predictor import KINDS, LayerPredictor, Predictor, without
+from prosparse.weights.predictor import KINDS, LayerPredictor, Predictor
 
 IDS = some_tokens(24)
 
@@ -79,7 +79,8 @@ def test_stats_count_what_is_predicted_and_its_bytes(folder: Path, exact: Engine
 
 
 def test_layers_without_a_predictor_are_exact(folder: Path, exact: Engine) -> None:
-    predictor = without(predictor_of(exact, offset=-math.inf), {1})
+    predictor = predictor_of(exact, offset=-math.inf)
+    predictor = dataclasses.replace(predictor, layers=(predictor.layers[0], None))
     engine = prosparse.load(folder, mode="predicted", predictor=predictor)
     assert [layer.mode for layer in engine.plan.layers] == ["predicted", "exact"]
     assert engine.plan.mode == "predicted"
