@@ -25,6 +25,7 @@ from ...sparsity.plain import PlainFFN
 from ...weights import ModelWeights
 from ...weights.convert import Source
 from ...weights.load import load_layer
+from ..watch import WatchedFFN
 
 
 class Moments:
@@ -39,6 +40,11 @@ class Moments:
             self.sums[name] = torch.zeros(x.shape[1], x.shape[1])
         self.sums[name].addmm_(x.T, x)
 
+    def view(self, layer: int, residual: Tensor, x: Tensor, value: Tensor, h: Tensor) -> None:
+        """Inputs that an FFN block shows are added up."""
+        self.add("gate_up", x)
+        self.add("down", h)
+
 
 class WatchedAttention:
     """The prefill of an attention block, whose inputs are added up."""
@@ -52,21 +58,6 @@ class WatchedAttention:
     def _view(self, given: Tensor, attended: Tensor) -> None:
         self._moments.add("qkv", given)
         self._moments.add("o", attended)
-
-
-class WatchedFFN:
-    """The prefill of an FFN block, whose inputs are added up."""
-
-    def __init__(self, ffn: GatedFFN | PlainFFN, moments: Moments) -> None:
-        self._ffn, self._moments = ffn, moments
-
-    def prefill(self, residual: Tensor) -> Tensor:
-        return self._ffn.prefill(residual, self._view)
-
-    def _view(self, residual: Tensor, x: Tensor, value: Tensor, h: Tensor) -> Tensor:
-        self._moments.add("gate_up", x)
-        self._moments.add("down", h)
-        return h
 
 
 class Walk:
@@ -98,7 +89,7 @@ class Walk:
             attention, ffn = layer.blocks[0]
             if not isinstance(ffn, GatedFFN | PlainFFN):
                 raise UnsupportedError(f"convert: {type(ffn).__name__} cannot be calibrated; leave --calibrate out")
-            watched: list[Any] = [(WatchedAttention(attention, moments), WatchedFFN(ffn, moments))]
+            watched: list[Any] = [(WatchedAttention(attention, moments), WatchedFFN(ffn, 0, moments.view))]
             layer.blocks = watched
         for i, residual in enumerate(self._residuals):
             self._residuals[i] = self._through(layer, residual)
