@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -230,10 +231,12 @@ def test_activations_that_are_not_finite_are_told(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_layers(tmp_path):
+    """Of eight more layers, fewer than four may be held: pages that the process keeps from before blur the rest."""
     sizes: dict[str, Any] = dict(hidden=256, neurons=768, heads=4, kv_heads=4, head_dim=64)
-    peaks = []
-    for layers in (1, 5):
+    peaks = {}
+    for layers in (1, 9):
         source = make_model(tmp_path / f"source{layers}", layers=layers, **sizes)
+        gc.collect()
         before = peak = anonymous_bytes()
 
         def watch(done: int, total: int) -> None:
@@ -241,9 +244,9 @@ def test_memory_does_not_grow_with_the_layers(tmp_path):
             peak = max(peak, anonymous_bytes())
 
         convert_few(source, tmp_path / f"made{layers}", progress=watch)
-        peaks.append(peak - before)
+        peaks[layers] = peak - before
     layer = 4 * (4 * 256 * 256 + 3 * 256 * 768)
-    assert peaks[1] < peaks[0] + layer, [f"{peak / 1e6:.0f} MB" for peak in peaks]
+    assert peaks[9] < peaks[1] + 4 * layer, {layers: f"{peak / 1e6:.0f} MB" for layers, peak in peaks.items()}
 
 
 def test_from_the_command_line(tmp_path, capsys):
