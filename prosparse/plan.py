@@ -30,16 +30,66 @@ def fingerprint(config: ModelConfig) -> str:
 
 
 @dataclass(frozen=True)
+class Split:
+    """Where one layer lies that two devices share. Its neurons are in hot-first order: `Profile.hot_first`.
+
+    Args:
+        gate: neurons, from the hottest, whose gate row is on the GPU.
+        hot: neurons, from the hottest, whose up and down rows are on the GPU; at most `gate`, since only the device
+            that opens a neuron's gate knows without asking that it is active.
+        attention: whether attention, the norms and the layer's part of the cache are on the GPU.
+    """
+
+    gate: int
+    hot: int
+    attention: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hot <= self.gate:
+            raise UserError(f"plan: a split needs 0 <= hot <= gate, got hot {self.hot} and gate {self.gate}")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a plan for two devices was made for, and what it promises.
+
+    Args:
+        budget: bytes of GPU memory that everything there must fit into: weights, cache, workspace, graph, context.
+        gpu_bytes: how many of them the plan uses.
+        context: tokens that the cache has room for.
+        weights, lm_head: their formats.
+        head: whether lm_head is on the GPU.
+        profile: `Profile.key` of the counts that order the neurons.
+        tokens_per_s: expected.
+    """
+
+    budget: int
+    gpu_bytes: int
+    context: int
+    weights: str
+    lm_head: str
+    head: bool
+    profile: str
+    tokens_per_s: float
+
+    def __post_init__(self) -> None:
+        if self.gpu_bytes > self.budget:
+            raise UserError(f"plan: uses {self.gpu_bytes} bytes of a budget of {self.budget}; make it again")
+
+
+@dataclass(frozen=True)
 class LayerPlan:
     """One layer's FFN.
 
     Args:
         mode: one of `MODES`.
         layout: of its weights, one of `LAYOUTS`; every mode runs on each.
+        split: between GPU and CPU; None where the whole model is on one device.
     """
 
     mode: str
     layout: str = "rows"
+    split: Split | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -56,11 +106,17 @@ class Plan:
         model: `fingerprint` of the ModelConfig it was made for.
         layers: one entry per layer.
         reason: why it looks like this, one sentence for a person.
+        placement: for a model on two devices; then every layer has a split.
     """
 
     model: str
     layers: tuple[LayerPlan, ...]
     reason: str
+    placement: Placement | None = None
+
+    def __post_init__(self) -> None:
+        if any((layer.split is None) != (self.placement is None) for layer in self.layers):
+            raise UserError("plan: either every layer is split and there is a placement, or none is; make it again")
 
     def check_fits(self, config: ModelConfig) -> None:
         """Raise UserError unless the plan was made for this model."""
@@ -69,6 +125,12 @@ class Plan:
                 f"plan: made for model {self.model} with {len(self.layers)} layers, but this model is "
                 f"{fingerprint(config)} with {config.layers}; make a new plan for it"
             )
+        for number, layer in enumerate(self.layers):
+            if layer.split is not None and layer.split.gate > config.neurons:
+                raise UserError(
+                    f"plan: layer {number} puts {layer.split.gate} neurons on the GPU, but a layer has "
+                    f"{config.neurons}; make the plan again"
+                )
 
     @property
     def mode(self) -> str:
@@ -92,8 +154,9 @@ class Plan:
         if version != SCHEMA_VERSION:
             raise UserError(f"{source}: schema_version is {version!r}, expected {SCHEMA_VERSION}; make the plan again")
         try:
-            layers = tuple(LayerPlan(**layer) for layer in data.pop("layers"))
-            return cls(layers=layers, **data)
+            layers = tuple(_layer(**layer) for layer in data.pop("layers"))
+            placement = data.pop("placement", None)
+            return cls(layers=layers, placement=None if placement is None else Placement(**placement), **data)
         except (KeyError, TypeError) as error:
             raise UserError(f"{source}: not a plan ({type(error).__name__}: {error}); make it again") from error
 
@@ -105,3 +168,7 @@ class Plan:
         except (OSError, UnicodeDecodeError) as error:
             raise MissingFileError(f"{path}: cannot read the plan ({error}); check the path") from error
         return cls.from_json(text, str(path))
+
+
+def _layer(split: dict[str, Any] | None = None, **others: Any) -> LayerPlan:
+    return LayerPlan(split=None if split is None else Split(**split), **others)

@@ -79,6 +79,15 @@ class Profile:
             raise UserError("profile: does not say how many tokens it counts, so there are no frequencies; pass tokens")
         return self.counts.double() / self.tokens
 
+    @property
+    def key(self) -> str:
+        """Names these counts: equal for equal counts."""
+        return hashlib.sha256(self.counts.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+    def hot_first(self, layer: int) -> Tensor:
+        """The neurons of a layer by falling count, [neurons] int64; of equally many the lower number is first."""
+        return self.counts[layer].argsort(descending=True, stable=True)
+
     def check_fits(self, model: str, content: str, layers: int, neurons: int) -> None:
         """Raise UserError unless the profile is of this model; what it does not know is not compared."""
         if tuple(self.counts.shape) != (layers, neurons):

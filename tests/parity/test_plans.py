@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from prosparse.engine import Engine
 from prosparse.errors import MissingFileError, UserError
 from prosparse.kernels.weight import FORMATS, LAYOUTS
 from prosparse.placement import choose
-from prosparse.plan import MODES, LayerPlan, Plan, fingerprint
+from prosparse.plan import MODES, LayerPlan, Placement, Plan, Split, fingerprint
 
 # A GEMM may sum in another order for another stride, and then rounds to its dtype: a few of its last places.
 GEMM_BOUND = {"fp32": FP32_BOUND, "fp16": 5e-3, "bf16": 3e-2, "int8": 3e-2, "int4": 3e-2}
@@ -106,3 +107,29 @@ def test_what_is_no_plan(engine: Engine, change: dict[str, Any], message: str) -
 def test_what_is_no_json_object(text: str) -> None:
     with pytest.raises(UserError, match="^plan.json: "):
         Plan.from_json(text, "plan.json")
+
+
+PLACEMENT = Placement(2000, 1999, 512, "bf16", "int8", True, "0123456789abcdef", 12.5)
+
+
+def test_a_plan_for_two_devices_travels_as_json(engine: Engine) -> None:
+    layers = (LayerPlan("exact", split=Split(100, 20)), LayerPlan("dense", "bundled", Split(0, 0, attention=False)))
+    plan = Plan("0123", layers, "a test", PLACEMENT)
+    assert Plan.from_json(plan.to_json()) == plan
+    neurons = engine.config.neurons
+    within = (LayerPlan("dense", split=Split(0, 0)),) * 2
+    whole = (LayerPlan("exact", split=Split(neurons, neurons)), *within)
+    Plan(fingerprint(engine.config), whole, "", PLACEMENT).check_fits(engine.config)
+    beyond = (LayerPlan("exact", split=Split(neurons + 1, 0)), *within)
+    with pytest.raises(UserError, match=f"layer 0 puts {neurons + 1} neurons on the GPU, but a layer has {neurons}"):
+        Plan(fingerprint(engine.config), beyond, "", PLACEMENT).check_fits(engine.config)
+
+
+def test_what_cannot_be_placed_is_refused() -> None:
+    with pytest.raises(UserError, match="0 <= hot <= gate, got hot 3 and gate 2"):
+        Split(2, 3)
+    with pytest.raises(UserError, match="uses 2001 bytes of a budget of 2000"):
+        dataclasses.replace(PLACEMENT, gpu_bytes=2001)
+    for layers, placement in [((LayerPlan("exact"),), PLACEMENT), ((LayerPlan("exact", split=Split(1, 1)),), None)]:
+        with pytest.raises(UserError, match="either every layer is split and there is a placement, or none is"):
+            Plan("0123", layers, "", placement)

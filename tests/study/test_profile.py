@@ -147,3 +147,10 @@ def test_powerinfer_files_run_no_code(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds more than tensors|cannot be read"):
         read_powerinfer(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_hot_neurons_come_first_and_the_order_is_one() -> None:
+    counts = torch.tensor([[3, 9, 3, 0], [1, 1, 1, 1]])
+    made = a_profile(counts=counts, tokens=9)
+    assert made.hot_first(0).tolist() == [1, 0, 2, 3] and made.hot_first(1).tolist() == [0, 1, 2, 3]
+    assert made.key == a_profile(counts=counts.clone(), tokens=10).key != a_profile(counts=counts + 1, tokens=10).key
