@@ -1,7 +1,7 @@
 """Subject "ops": every op of `kernels/` alone and cold, checked against its reference before it is timed.
 
-Ops that PyTorch has as well take turns with PyTorch's. `op_cases.py`, `ffn_ops.py`, `plain_ops.py` and
-`predicted_ops.py` say what each op is called with.
+Ops that PyTorch has as well take turns with PyTorch's. `op_cases.py`, `prompt_ops.py`, `ffn_ops.py`,
+`plain_ops.py` and `predicted_ops.py` say what each op is called with.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .plain_ops import plain
 from .predicted_ops import predicted
 from .probe import Probe
 from .progress import Progress
+from .prompt_ops import adds, norms, products
 from .row import Row, floor, make_row, measured
 
 WARM_UP = 4
@@ -32,6 +33,9 @@ GROUPS: tuple[Group, ...] = (
     attention,
     norm,
     rotary,
+    norms,
+    products,
+    adds,
     ffn,
     predicted,
     plain,

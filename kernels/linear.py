@@ -8,6 +8,8 @@ tokens are a GEMM and go to PyTorch's own.
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,9 @@ from .checks import MAX_ROWS, check_input, check_shape
 from .library import register
 from .quant import as_matrix
 from .weight import Weight
+
+MOST_KEPT = 2**26  # weights, 128 MiB: matrices of layers are kept, tables of a vocabulary are not
+_unpacked = threading.local()
 
 
 def linear(x: Tensor, weight: Weight) -> Tensor:
@@ -59,8 +64,30 @@ def gemm_transposed(x: Tensor, weight: Weight) -> Tensor:
 
 
 def gemm_values(weight: Weight) -> Tensor:
-    """[rows, columns] in the dtype that a GEMM of this weight runs in: its own, bf16 for a packed one."""
-    return weight.values(torch.bfloat16) if weight.is_packed else weight.codes
+    """[rows, columns] in the dtype that a GEMM of this weight runs in: its own, bf16 for a packed one.
+
+    A packed one is unpacked to the same place every time, so that it stays in the cache: valid until the next call of
+    this thread.
+    """
+    if weight.packed_columns is None:
+        return weight.codes
+    rows, columns = weight.shape
+    if rows * columns > MOST_KEPT:
+        return weight.values(torch.bfloat16)
+    held: Tensor | None = getattr(_unpacked, "values", None)
+    if held is None or held.numel() < rows * columns or held.device != weight.codes.device:
+        with torch.inference_mode(False):  # one made inside may not be written outside
+            held = _unpacked.values = torch.empty(rows * columns, dtype=torch.bfloat16, device=weight.codes.device)
+    values = held[: rows * columns].view(rows, columns)
+    torch.ops.prosparse.dequantize(weight.codes, values)
+    return values
+
+
+def working_dtype(weight: Weight, tokens: int) -> torch.dtype:
+    """What tokens are best given to `linear` in: the dtype of the GEMM that takes so many, fp32 for a decode step."""
+    if tokens <= MAX_ROWS:
+        return torch.float32
+    return torch.bfloat16 if weight.is_packed else weight.codes.dtype
 
 
 def linear_reference(x: Tensor, weight: Tensor) -> Tensor:

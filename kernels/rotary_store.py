@@ -16,14 +16,15 @@ def rotary_store(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Te
     """Queries of one sequence's new tokens; their keys and values go to its place in the cache.
 
     Args:
-        qkv: query, key and value heads side by side, [rows, (heads + 2 * kv_heads) * head_dim] float32, contiguous.
+        qkv: query, key and value heads side by side, [rows, (heads + 2 * kv_heads) * head_dim] fp32 | fp16 | bf16,
+            contiguous; turned in fp32.
         cos, sin: angles of the new tokens, [rows, head_dim / 2] float32, contiguous.
         keys, values: what the sequence has, [kv_heads, start + rows, head_dim] fp32 | fp16 | bf16; head_dim contiguous.
             Positions from `start` on are written, rounded to their dtype.
         start: position of the first new token.
 
     Returns:
-        rotated queries, [rows, heads, head_dim] float32.
+        rotated queries, [rows, heads, head_dim], dtype of qkv.
 
     Raises:
         ValueError: sizes disagree, or a dtype is not supported.
@@ -43,10 +44,11 @@ def rotary_store(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Te
             f"rotary_store: qkv {tuple(qkv.shape)} at start {start} with angles {tuple(cos.shape)} does not fit keys "
             f"{tuple(keys.shape)}; expected [rows, (heads + 2 * kv_heads) * head_dim] and [kv_heads, start + rows, ...]"
         )
-    if not qkv.dtype == cos.dtype == sin.dtype == torch.float32 or not keys.dtype == values.dtype in FLOAT_DTYPES:
+    floats = qkv.dtype in FLOAT_DTYPES and keys.dtype == values.dtype in FLOAT_DTYPES
+    if not (floats and cos.dtype == sin.dtype == torch.float32):
         raise ValueError(
-            f"rotary_store: qkv, cos and sin must be float32 and the cache of one float dtype, got {qkv.dtype}, "
-            f"{cos.dtype}, {sin.dtype}, {keys.dtype} and {values.dtype}"
+            "rotary_store: qkv must be of a float dtype, cos and sin float32, the cache of one float dtype, got "
+            f"{qkv.dtype}, {cos.dtype}, {sin.dtype}, {keys.dtype} and {values.dtype}"
         )
     return torch.ops.prosparse.rotary_store(qkv, cos, sin, keys, values, start)
 
@@ -54,13 +56,13 @@ def rotary_store(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Te
 def rotary_store_reference(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
     """The meaning of the op, in plain PyTorch."""
     kv_heads, _, head_dim = keys.shape
-    x = qkv.view(qkv.shape[0], -1, head_dim)
+    x = qkv.view(qkv.shape[0], -1, head_dim).float()
     a, b = x[:, :-kv_heads].chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     rotated = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
     keys[:, start:] = rotated[:, -kv_heads:].transpose(0, 1)
     values[:, start:] = x[:, -kv_heads:].transpose(0, 1)
-    return rotated[:, :-kv_heads].contiguous()
+    return rotated[:, :-kv_heads].to(qkv.dtype, copy=True)
 
 
 def _fake(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:

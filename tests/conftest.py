@@ -9,7 +9,8 @@ import pytest
 import torch
 from triton_backend import CHECKED_ON_THE_CPU_ALONE, gpu_backends, running
 
-from prosparse.kernels import cpu, quant
+from prosparse.kernels import cpu, quant, rms_norm
+from prosparse.kernels.add_scaled import add_scaled_reference
 from prosparse.kernels.attend import attend_reference
 from prosparse.kernels.axpy_active import axpy_active_reference
 from prosparse.kernels.decode_layers import decode_layers_reference
@@ -17,17 +18,20 @@ from prosparse.kernels.gate_select import gate_select_reference
 from prosparse.kernels.glu_active import glu_active_reference
 from prosparse.kernels.glu_dense import glu_dense_reference
 from prosparse.kernels.glu_exact import glu_exact_reference
+from prosparse.kernels.glu_values import glu_values_reference
 from prosparse.kernels.linear import linear_reference
 from prosparse.kernels.plain_dense import plain_dense_reference
 from prosparse.kernels.plain_exact import plain_exact_reference
 from prosparse.kernels.plain_predicted import plain_predicted_reference
-from prosparse.kernels.rms_norm import rms_norm_reference
 from prosparse.kernels.rotary_store import rotary_store_reference
 
 REFERENCES = {
     "linear": linear_reference,
     "attend": attend_reference,
-    "rms_norm": rms_norm_reference,
+    "rms_norm": rms_norm.rms_norm_reference,
+    "rms_norm_to": rms_norm._into,
+    "add_scaled": add_scaled_reference,
+    "glu_values": glu_values_reference,
     "rotary_store": rotary_store_reference,
     "decode_layers": decode_layers_reference,
     "gate_select": gate_select_reference,

@@ -28,8 +28,8 @@ def rotary_store_kernel(
     half = tl.arange(0, BLOCK)
     live = half < HALF
     a_ptr = qkv_ptr + (row * (HEADS + 2 * KV_HEADS) + head) * 2 * HALF + half
-    a = tl.load(a_ptr, mask=live, other=0.0)
-    b = tl.load(a_ptr + HALF, mask=live, other=0.0)
+    a = tl.load(a_ptr, mask=live, other=0.0).to(tl.float32)
+    b = tl.load(a_ptr + HALF, mask=live, other=0.0).to(tl.float32)
     position = (start + row).to(tl.int64)
     if head < HEADS + KV_HEADS:
         cos = tl.load(cos_ptr + angle * HALF + half, mask=live, other=0.0)

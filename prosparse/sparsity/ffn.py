@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from prosparse.kernels.activation import Activation, gate_value, up_value
+from prosparse.kernels.add_scaled import add_scaled
 from prosparse.kernels.checks import MAX_ROWS
 from prosparse.kernels.decode_layers import Glu
 from prosparse.kernels.glu_active import weigh
 from prosparse.kernels.glu_dense import glu_dense
 from prosparse.kernels.glu_exact import glu_exact
-from prosparse.kernels.linear import gemm_transposed, linear
+from prosparse.kernels.glu_values import glu_values
+from prosparse.kernels.linear import gemm_transposed, linear, working_dtype
 from prosparse.kernels.rms_norm import rms_norm
 from prosparse.kernels.tally import DOWN_ROWS, UP_ROWS
 from prosparse.kernels.weight import Weight
@@ -56,12 +58,15 @@ class GatedFFN(ABC):
         `view` sees what a measurement needs: it is called with the residual and the normed input, [tokens, hidden],
         act(gate) and act(gate) * up, [tokens, neurons], and returns what goes into down in place of the last.
         """
-        x = self.normed(residual)
-        value = gate_value(linear(x, self.gate), self.activation.code, self.activation.threshold)
-        h = weigh(value, up_value(linear(x, self.up), self.activation.on_up))
-        if view is not None:
-            h = view(residual, x, value, h)
-        return torch.add(residual, gemm_transposed(h, self.down), alpha=self.scale)
+        dtype, act = working_dtype(self.gate, residual.shape[0]), self.activation
+        x = rms_norm(residual, self.norm, self.norm_eps, dtype)
+        g, u = linear(x, self.gate), linear(x, self.up)
+        if view is None:
+            h = glu_values(g, u, act)
+        else:
+            value = gate_value(g.float(), act.code, act.threshold)
+            h = view(residual, self.normed(residual), value, weigh(value, up_value(u.float(), act.on_up)))
+        return add_scaled(residual, gemm_transposed(h, self.down), self.scale)
 
     def decode(self, residual: Tensor, tally: Tensor) -> Tensor:
         """One step: [tokens, hidden] float32 to the same; what it did is added to tally, [4] int64."""

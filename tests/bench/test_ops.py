@@ -71,7 +71,7 @@ def test_every_row_says_what_it_is_compared_with(rows):
         assert (row["fraction_of_floor"] is None) == (
             row["subject"] == "decode_layers" and row["layers"] == tiny.layers
         )
-        beside_pytorch = row["subject"] in ("linear", "attend", "rms_norm")
+        beside_pytorch = row["subject"] in ("linear", "attend", "rms_norm", "rms_norm_to", "glu_values", "add_scaled")
         if beside_pytorch:
             assert row["baseline"] == op_cases.PYTORCH
         elif row["subject"] in ("glu_exact", "glu_dense", "plain_exact", "plain_dense", "decode_layers"):

@@ -27,10 +27,20 @@ def test_matches_float64(backend, tokens, hidden, eps):
     assert bool(((rms_norm(x, weight, eps).double() - expected).abs() <= bound).all())
 
 
-def test_a_token_does_not_depend_on_the_others(compiled):
-    x, weight = make_case(16, 100)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [1, 16, 50])
+def test_it_is_rounded_once(backend, tokens, dtype):
+    x, weight = make_case(tokens, 70)
+    y = rms_norm(x, weight, 1e-5, dtype)
+    assert y.dtype == dtype
+    assert torch.equal(y, rms_norm(x, weight, 1e-5).to(dtype))
+
+
+@pytest.mark.parametrize("tokens", [16, 40])
+def test_a_token_does_not_depend_on_the_others(compiled, tokens):
+    x, weight = make_case(tokens, 100)
     together = rms_norm(x, weight, 1e-5)
-    for t in range(16):
+    for t in range(tokens):
         assert torch.equal(rms_norm(x[t : t + 1], weight, 1e-5)[0], together[t])
 
 

@@ -43,11 +43,23 @@ def test_matches_float64(backend, shape, dtype):
     )  # nothing else is touched
 
 
-def test_equals_the_reference_bit_for_bit(compiled):
-    *case, cache = make_case(5, 6, 2, 64, 11)
-    *other, other_cache = make_case(5, 6, 2, 64, 11)
-    assert torch.equal(rotary_store(*case, 11), rotary_store_reference(*other, 11))
+@pytest.mark.parametrize("rows", [5, 40])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equals_the_reference_bit_for_bit(compiled, dtype, rows):
+    qkv, *case, cache = make_case(rows, 6, 2, 64, 11)
+    _, *other, other_cache = make_case(rows, 6, 2, 64, 11)
+    q = rotary_store(qkv.to(dtype), *case, 11)
+    assert q.dtype == dtype and torch.equal(q, rotary_store_reference(qkv.to(dtype), *other, 11))
     assert torch.equal(cache, other_cache)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_what_is_rounded_is_turned_in_fp32_and_rounded_again(backend, dtype):
+    qkv, *case, cache = make_case(3, 4, 2, 8, 5)
+    rounded = qkv.to(dtype)
+    expected = rotary_store(rounded.float(), *case, 5).to(dtype)
+    held = cache.clone()
+    assert torch.equal(rotary_store(rounded, *case, 5), expected) and torch.equal(cache, held)
 
 
 def test_names_what_does_not_fit():
@@ -56,9 +68,9 @@ def test_names_what_does_not_fit():
         rotary_store(qkv, cos, sin, keys, values, 4)
     with pytest.raises(ValueError, match="rotary_store: rows is 2 in qkv but 1 in cos"):
         rotary_store(qkv, cos[:1], sin, keys, values, 5)
-    with pytest.raises(ValueError, match="must be float32"):
+    with pytest.raises(ValueError, match="must be of a float dtype"):
         rotary_store(qkv.double(), cos, sin, keys, values, 5)
-    with pytest.raises(ValueError, match="of one float dtype"):
+    with pytest.raises(ValueError, match="the cache of one float dtype"):
         rotary_store(qkv, cos, sin, keys, values.float(), 5)
 
 

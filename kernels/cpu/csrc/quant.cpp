@@ -1,5 +1,6 @@
 // Rounding to int8 and int4 and back; kernels/quant.py says what the formats are.
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -58,8 +59,9 @@ void dequantize(const Tensor& codes, const Tensor& out) {
   require(to != kFp16, "dequantize: out must be float32 or bfloat16");
   const RowKernels& kernels = row_kernels();
   void* data = out.mutable_data_ptr();
-  parallel_tasks((rows + kTask - 1) / kTask, [&](int64_t task, Seat) {
-    for (int64_t i = task * kTask; i < std::min(rows, (task + 1) * kTask); ++i) {
+  // On PyTorch's threads: what follows is one of its GEMMs, and so is what went before.
+  torch::stable::parallel_for(0, rows, kTask, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
       if (to == kFp32)
         kernels.dequantize_fp32[packed.format](packed.row(i), columns, static_cast<float*>(data) + i * columns);
       else

@@ -19,7 +19,9 @@ Tensor rotary_store(const Tensor& qkv, const Tensor& cos, const Tensor& sin, con
                     int64_t start) {
   constexpr const char* op = "rotary_store";
   const Cached k = read_cached(op, "keys", keys), v = read_cached(op, "values", values);
-  const float *x = read_floats("qkv", qkv), *c = read_floats("cos", cos), *s = read_floats("sin", sin);
+  const float *c = read_floats("cos", cos), *s = read_floats("sin", sin);
+  require(qkv.is_cpu() && qkv.dim() == 2 && qkv.is_contiguous(), op, ": qkv must be a contiguous matrix on the CPU");
+  const Format format = read_format(op, "qkv", qkv);
   const int64_t rows = qkv.size(0), width = qkv.size(1), head_dim = k.head_dim, half = head_dim / 2;
   require(k.heads == v.heads && k.length == v.length && head_dim == v.head_dim && k.format == v.format && half > 0 &&
               head_dim == 2 * half,
@@ -31,8 +33,18 @@ Tensor rotary_store(const Tensor& qkv, const Tensor& cos, const Tensor& sin, con
           ": cos and sin must be [rows, head_dim / 2]");
 
   Tensor out = torch::stable::new_empty(qkv, {rows, heads, head_dim});
-  float* q = static_cast<float*>(out.mutable_data_ptr());
-  rotate_and_store(x, rows, heads, c, s, k, v, start, q);
+  const void* from = qkv.const_data_ptr();
+  void* to = out.mutable_data_ptr();
+  constexpr int64_t kLeast = kMaxTokens + 1;  // a step of decoding is one thread's
+  torch::stable::parallel_for(0, rows, kLeast, [&](int64_t begin, int64_t end) {
+    float* x = workspace().heads.at_least(width);
+    float* q = workspace().queries.at_least(heads * head_dim);
+    for (int64_t r = begin; r < end; ++r) {
+      read_row(from, width, format, r * width, x);
+      rotate_and_store(x, 1, heads, c + r * half, s + r * half, k, v, start + r, q);
+      write_row(q, heads * head_dim, format, to, r * heads * head_dim);
+    }
+  });
   return out;
 }
 

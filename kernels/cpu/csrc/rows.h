@@ -86,7 +86,8 @@ struct RowKernels {
 // One block of int4's y into the order of columns.
 inline void restore(const float* y, float* out) {
   for (int64_t i = 0; i < 8; ++i)
-    for (int64_t lane = 0; lane < 16; ++lane) out[lane / 4 * 32 + i * 4 + lane % 4] = y[i * 16 + lane];
+    for (int64_t group = 0; group < 4; ++group)
+      __builtin_memcpy(out + group * 32 + i * 4, y + i * 16 + group * 4, 4 * sizeof(float));
 }
 
 extern const RowKernels kGenericKernels;

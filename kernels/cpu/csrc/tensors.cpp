@@ -29,6 +29,15 @@ void round_to(const float* from, int64_t n, T* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
 }
 
+// As torch's own BFloat16 does, in a form that becomes vectors: halves to even, every NaN to one.
+void round_to(const float* from, int64_t n, torch::headeronly::BFloat16* to) {
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, from[i]);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    to[i].x = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+  }
+}
+
 }  // namespace
 
 Format read_format(const char* op, const char* name, const Tensor& tensor) {
@@ -76,16 +85,10 @@ Input read_input(const char* op, const Tensor& x) {
   const int64_t tokens = x.size(0), columns = x.size(1), stride = round_up(columns, kBlockColumns);
   const Format format = read_format(op, "x", x);
   float* data = workspace().x.at_least(tokens * stride);
-  const char* from = static_cast<const char*>(x.const_data_ptr());
+  const void* from = x.const_data_ptr();
   for (int64_t t = 0; t < tokens; ++t) {
     float* to = data + t * stride;
-    const void* row = from + t * columns * static_cast<int64_t>(x.element_size());
-    if (format == kFp32)
-      convert(static_cast<const float*>(row), columns, to);
-    else if (format == kFp16)
-      convert(static_cast<const torch::headeronly::Half*>(row), columns, to);
-    else
-      convert(static_cast<const torch::headeronly::BFloat16*>(row), columns, to);
+    read_row(from, columns, format, t * columns, to);
     std::memset(to + columns, 0, (stride - columns) * sizeof(float));
   }
   return {data,   tokens, columns, stride, format, reinterpret_cast<const char*>(data),
@@ -130,6 +133,15 @@ int64_t* read_tally(const char* op, const Tensor& tally) {
           "; make it with kernels.tally.new_tally");
   require(tally.is_contiguous(), op, ": tally must be contiguous, got stride ", tally.stride(tally.dim() - 1));
   return static_cast<int64_t*>(tally.mutable_data_ptr());
+}
+
+void read_row(const void* from, int64_t n, Format format, int64_t offset, float* values) {
+  if (format == kFp32)
+    convert(static_cast<const float*>(from) + offset, n, values);
+  else if (format == kFp16)
+    convert(static_cast<const torch::headeronly::Half*>(from) + offset, n, values);
+  else
+    convert(static_cast<const torch::headeronly::BFloat16*>(from) + offset, n, values);
 }
 
 void write_row(const float* values, int64_t n, Format format, void* out, int64_t offset) {

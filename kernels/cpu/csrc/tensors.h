@@ -50,6 +50,8 @@ const int32_t* read_int32(const char* op, const char* name, const Tensor& tensor
 const float* read_float_matrix(const char* op, const char* name, const Tensor& tensor, int64_t rows, int64_t columns);
 int64_t* read_tally(const char* op, const Tensor& tally);
 
+// n elements from `offset` on of a tensor of this format, as floats, and back.
+void read_row(const void* from, int64_t n, Format format, int64_t offset, float* values);
 void write_row(const float* values, int64_t n, Format format, void* out, int64_t offset);
 
 }  // namespace prosparse

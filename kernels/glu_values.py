@@ -1,0 +1,56 @@
+"""h = act(gate) * up for the many tokens of a prefill, between its dense GEMMs.
+
+The values are what GEMMs rounded to their dtype; the product is formed in fp32 and rounded once. One pass over both
+instead of one for every comparison, selection and product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .activation import Activation, gate_value, up_value
+from .checks import FLOAT_DTYPES
+from .glu_active import weigh
+from .library import register
+
+
+def glu_values(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    """What goes into the down projection.
+
+    Args:
+        gate, up: pre-activations, [tokens, neurons] each, one of fp32 | fp16 | bf16, contiguous. `gate` is overwritten.
+        activation: any.
+
+    Returns:
+        `gate`, which now holds act(gate) * up: exactly zero where the gate is closed even if up overflowed.
+
+    Raises:
+        ValueError: shapes or dtypes disagree, or a tensor is not contiguous.
+    """
+    if gate.shape != up.shape or gate.dtype != up.dtype or gate.dtype not in FLOAT_DTYPES:
+        raise ValueError(
+            f"glu_values: gate and up must have one shape and one float dtype, got {tuple(gate.shape)} {gate.dtype} "
+            f"and {tuple(up.shape)} {up.dtype}"
+        )
+    if not (gate.is_contiguous() and up.is_contiguous()):
+        raise ValueError("glu_values: gate and up must be contiguous; call .contiguous()")
+    act = activation
+    # PyTorch's exponential is several to an instruction; ours would be one.
+    op = torch.ops.prosparse.glu_values if act.makes_zeros else glu_values_reference
+    op(gate, up, act.code, act.threshold, act.on_up)
+    return gate
+
+
+def glu_values_reference(gate: Tensor, up: Tensor, kind: int, threshold: float, on_up: bool) -> None:
+    """The meaning of the op, in plain PyTorch."""
+    gate.copy_(weigh(gate_value(gate.float(), kind, threshold), up_value(up.float(), on_up)))
+
+
+def _fake(gate: Tensor, up: Tensor, kind: int, threshold: float, on_up: bool) -> None:
+    return None
+
+
+register(
+    "glu_values(Tensor(a!) gate, Tensor up, int kind, float threshold, bool on_up) -> ()", glu_values_reference, _fake
+)
