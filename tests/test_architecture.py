@@ -22,6 +22,7 @@ FLOOR = {
     "plan": 2,  # it speaks of a ModelConfig
     "weights": 2,
     "model": 2,
+    "hardware": 3,  # it times kernels over weights
     "sparsity": 3,
     "placement": 4,
     "engine": 5,

@@ -1,5 +1,6 @@
-"""How each layer is computed, decided before weights are loaded."""
+"""How each layer is computed, and where, decided before weights are loaded."""
 
 from .choose import choose
+from .place import place
 
-__all__ = ["choose"]
+__all__ = ["choose", "place"]
