@@ -15,9 +15,11 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import ProsparseError, UserError
-from . import bench, chat, convert, demo, doctor, generate, measure, perplexity, predictor, profile_neurons, synth
+from . import bench, chat, convert, demo, doctor, generate, measure, perplexity, plan, predictor, profile_neurons, synth
 
-COMMANDS = (demo, generate, chat, bench, perplexity, measure, profile_neurons, predictor, synth, convert, doctor)
+COMMANDS = (
+    demo, generate, chat, bench, perplexity, measure, profile_neurons, predictor, plan, synth, convert, doctor,
+)  # fmt: skip
 DEBUG_HELP = "show the traceback of an error, and debug log lines"
 
 

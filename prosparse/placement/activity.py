@@ -72,9 +72,10 @@ def named_over_active(predictor: Predictor | None, layer: int) -> float:
 def synthetic_profile(config: ModelConfig, model: str, knobs: Knobs | float) -> Profile:
     """A profile nobody measured: counts with the rates that `prosparse synth` gives the neurons of a shape."""
     activity = settle(config, knobs)
+    text = f"synthetic: activation sparsity {activity.knobs.activation_sparsity:g}, skew {activity.knobs.skew:.2f}"
     rates = torch.stack([activity.rates(layer, config.neurons, 0) for layer in range(config.layers)])
     counts = (rates * SYNTHETIC_TOKENS).round().long()
-    return Profile(counts, SYNTHETIC_TOKENS, model, "", f"synthetic: {activity.knobs.as_dict()}")
+    return Profile(counts, SYNTHETIC_TOKENS, model, "", text)
 
 
 def stretched(profile: Profile, config: ModelConfig, model: str) -> Profile:

@@ -2,9 +2,9 @@
 
 A layer on one device costs its bytes over that device's speed, and every kernel its launch. Where two share an FFN:
 
-    GPU   attention, norm -> gate rows [0, gate) ---> up and down rows of the open ones in [0, hot)  ---> add
-                         \\ x                   \\ open ones in [hot, gate)                            / y
-    CPU                   gate rows [gate, ..) and their up and down rows -> theirs in [hot, gate) ---
+    GPU   attention, norm -> gate rows [hot, gate) -> gate rows [0, hot), up and down of the open ones -> add
+                         \\ x                     \\ open ones in [hot, gate)                           / y
+    CPU                   gate rows from `gate` on, up and down of the open ones -> theirs in [hot, gate) -
 
 so that both work at the same time, and small copies are waited for. In mode predicted a predictor on the GPU takes the
 place of the gate, and whoever has a neuron has its three rows. Where every gate is on the GPU and nothing cold is open,
@@ -85,30 +85,33 @@ class Latency:
             gpu = 2 * launch * (h > 0) + self.gpu_stream(3 * hot)
             return np.maximum(gpu, there + machine.cpu_call_s + self.cpu_stream(3 * (neurons - hot)) + back)
         if mode == "exact":
-            selected = launch * (g > 0) + self.gpu_stream(gate)
+            selected = launch * (g > h) + self.gpu_stream(gate - hot)
             listed = np.where(g > h, selected + machine.sync_s + 8 * (gate - hot) / machine.to_cpu, 0.0)
             cold = self.cpu_stream(neurons - gate) + self.cpu_gather(rows_all - own.rows[g])
             alone = there + np.where(g < neurons, machine.cpu_call_s + cold, 0.0)
             asked = np.where(g > h, machine.cpu_call_s + self.cpu_gather(own.rows[g] - rows_hot), 0.0)
-            gpu = selected + launch * (h > 0) + self.gpu_gather(rows_hot)
+            gpu = selected + 2 * launch * (h > 0) + self.gpu_stream(hot) + self.gpu_gather(rows_hot)
         else:
-            selected = launch + predictor / machine.gpu_stream
-            listed = selected + machine.sync_s + 4 * (neurons - hot) / machine.to_cpu
+            selected = np.asarray(launch + predictor / machine.gpu_stream)
+            listed = selected + machine.sync_s + 4 * neurons / machine.to_cpu
             alone = np.full(len(h), there)
             asked = machine.cpu_call_s + self.cpu_gather(own.named[-1] - own.named[h] + rows_all - rows_hot)
-            gpu = selected + launch * (h > 0) + self.gpu_gather(own.named[h] + rows_hot)
+            gpu = selected + 2 * launch * (h > 0) + self.gpu_gather(own.named[h] + rows_hot)
         split = np.maximum(gpu, np.maximum(alone, listed) + asked + back)
         nothing = np.where((g == neurons) | (mode == "predicted"), np.exp(own.log_closed[-1] - own.log_closed[h]), 0.0)
         return nothing * (np.maximum(gpu, listed) + launch) + (1 - nothing) * split
 
     def head(self, on_gpu: bool) -> float:
-        """lm_head, without the way to it."""
+        """lm_head, without the way to it or the logits' way back."""
         if on_gpu:
-            logits = self.machine.sync_s + 4 * self.config.vocab / self.machine.to_cpu
             speed = self.machine.gpu_stream * self.machine.gpu_share(self.head_fmt)
-            return self.sizes.head / speed + self.machine.gpu_launch_s + logits
+            return self.sizes.head / speed + self.machine.gpu_launch_s
         speed = self.machine.cpu_stream * self.machine.cpu_share(self.head_fmt)
         return self.sizes.head / speed + self.machine.cpu_call_s
+
+    def logits(self) -> float:
+        """Their way to the CPU, where a token is chosen."""
+        return self.machine.sync_s + 4 * self.config.vocab / self.machine.to_cpu
 
     def crossing(self) -> float:
         """The residual's way from one device to the other, between layers."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+
 from ..config import ModelConfig
 from ..errors import UserError
 from ..hardware import Machine, show_size
 from ..plan import LayerPlan, Placement, Plan, Split, fingerprint
 from ..weights.neuron_profile import Profile
 from ..weights.predictor import Predictor
-from .activity import activity_of
+from .activity import Activity, activity_of
 from .choose import LAYOUT, choose
 from .latency import Latency
 from .problem import Choice, Problem, ends_of, options_of
@@ -27,6 +30,7 @@ def place(
     lm_head: str = "bf16",
     context: int = 512,
     predictor: Predictor | None = None,
+    assumed_predictor: bool = False,
 ) -> Plan:
     """The plan that is expected to be fastest within a budget of GPU memory.
 
@@ -40,6 +44,7 @@ def place(
         weights, lm_head: formats.
         context: tokens that the cache has room for.
         predictor: for mode predicted.
+        assumed_predictor: plan mode predicted without one, for a typical predictor: see `sizes` and `activity`.
 
     Returns:
         A plan whose layers all have a split: everything on the GPU where that fits, nothing where sharing loses.
@@ -48,7 +53,8 @@ def place(
         UserError: a budget with no room for a layer's attention (the message has the one that would do), or options
             that do not fit the model.
     """
-    modes = [layer.mode for layer in choose(config, mode, predictor).layers]
+    assumed = assumed_predictor and mode == "predicted" and predictor is None and config.activation.makes_zeros
+    modes = [mode] * config.layers if assumed else [each.mode for each in choose(config, mode, predictor).layers]
     case = Case.of(config, profile, machine, modes, weights, lm_head, context, predictor)
     usable = min(budget, machine.gpu_bytes)
     least = case.least_budget
@@ -59,9 +65,10 @@ def place(
             f"device's context, the workspace and its cache of {context} tokens; pass at least {_round_up(least)}, or "
             "--device cpu"
         )
-    return case.plan(solve(case.problem, usable), budget)
+    return case.plan(solve(case.problem, usable), usable)
 
 
+@dataclass(frozen=True, eq=False)
 class Case:
     """A model on a machine: the problem, and how its answers become plans.
 
@@ -71,18 +78,22 @@ class Case:
         machine: what it runs on.
         modes: of each layer.
         sizes: of its parts.
+        activity: of each layer.
         problem: what to choose from.
         weights, lm_head: formats.
         context: tokens of the cache.
     """
 
-    def __init__(
-        self, config: ModelConfig, profile: Profile, machine: Machine, modes: list[str], sizes: Sizes, problem: Problem,
-        weights: str, lm_head: str, context: int,
-    ) -> None:  # fmt: skip
-        self.config, self.profile, self.machine, self.modes = config, profile, machine, modes
-        self.sizes, self.problem = sizes, problem
-        self.weights, self.lm_head, self.context = weights, lm_head, context
+    config: ModelConfig
+    profile: Profile
+    machine: Machine
+    modes: list[str]
+    sizes: Sizes
+    activity: list[Activity]
+    problem: Problem
+    weights: str
+    lm_head: str
+    context: int
 
     @classmethod
     def of(
@@ -90,7 +101,7 @@ class Case:
         context: int, predictor: Predictor | None,
     ) -> Case:  # fmt: skip
         """Raises UserError where profile or predictor is of another shape, UnsupportedError for other FFNs."""
-        profile.check_fits(fingerprint(config), "", config.layers, config.neurons)
+        profile.check_fits(fingerprint(config), profile.content, config.layers, config.neurons)
         sizes = sizes_of(config, weights, lm_head, context, _common(modes), predictor)
         latency = Latency(config, sizes, machine, weights, lm_head)
         activity = activity_of(profile, config, modes, predictor)
@@ -99,7 +110,11 @@ class Case:
             for mode, own, nbytes in zip(modes, activity, sizes.predictor, strict=True)
         ]
         problem = Problem(layers, ends_of(latency), machine.context_bytes + sizes.fixed, config.neurons)
-        return cls(config, profile, machine, modes, sizes, problem, weights, lm_head, context)
+        return cls(config, profile, machine, modes, sizes, activity, problem, weights, lm_head, context)
+
+    def of_problem(self, problem: Problem) -> Case:
+        """The same with other options."""
+        return dataclasses.replace(self, problem=problem)
 
     @property
     def least_budget(self) -> int:

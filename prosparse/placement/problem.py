@@ -68,7 +68,8 @@ class Ends:
 
     Args:
         nbytes: of lm_head on the GPU.
-        gpu_s, cpu_s: of lm_head on either device, where layers are on the GPU.
+        gpu_s, cpu_s: of lm_head on either device and the way from the last layer to a choice of token, where layers are
+            on the GPU.
         alone_s: of lm_head on the CPU after layers that are all there.
         crossing_s: of the residual, once, on its way to the first layer on the GPU.
     """
@@ -177,7 +178,7 @@ def ends_of(latency: Latency) -> Ends:
     """What lm_head and the way between the devices cost."""
     return Ends(
         nbytes=latency.sizes.head,
-        gpu_s=latency.head(True),
+        gpu_s=latency.head(True) + latency.logits(),
         cpu_s=latency.head(False) + latency.crossing(),
         alone_s=latency.head(False),
         crossing_s=latency.crossing(),

@@ -63,8 +63,6 @@ def sizes_of(
     for name, fmt in (("weights", weights), ("lm_head", lm_head)):
         if fmt not in FORMATS:
             raise UserError(f"plan: {name} is {fmt!r}; supported are {', '.join(FORMATS)}")
-    if not 2 <= context <= config.max_position and config.rope.kind != "dynamic":
-        raise UserError(f"plan: context must be from 2 to {config.max_position} tokens for this model, got {context}")
     hidden, attended, head_dim = config.hidden, config.heads * config.head_dim, config.head_dim
     qkv = attended + 2 * config.kv_heads * head_dim
     biases = config.attention_bias * qkv + config.output_bias * hidden

@@ -1,0 +1,128 @@
+"""What is to be placed: a model, or a shape without weights, with the frequencies of its neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import ModelConfig
+from ..config.shapes import shape
+from ..engine.load import DEFAULT_CONTEXT, EMBEDDED_MODEL, load
+from ..engine.source import held_formats, open_source
+from ..errors import UserError
+from ..placement.activity import synthetic_profile
+from ..plan import fingerprint
+from ..weights import Checkpoint, resolve_model
+from ..weights.formats import Formats, check_asked
+from ..weights.load import choose_formats
+from ..weights.names import check_names
+from ..weights.neuron_profile import Profile, content_key
+from ..weights.predictor import Predictor
+from ..weights.synthetic import Knobs
+from ..weights.tables import names_of
+from .measure import measure
+from .windows import CALIBRATION
+
+TOKENS = 8192  # of the packaged text: enough to tell neurons of 1 in 100 tokens from those of 1 in 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is to be placed.
+
+    Args:
+        config: sizes.
+        profile: how often its neurons are active.
+        weights, lm_head: formats.
+        context: tokens of its cache.
+    """
+
+    config: ModelConfig
+    profile: Profile
+    weights: str
+    lm_head: str
+    context: int
+
+
+def of_shape(
+    name: str,
+    knobs: Knobs | float,
+    profile: Path | None = None,
+    weights: str = "auto",
+    lm_head: str = "auto",
+    context: int | None = None,
+) -> Subject:
+    """A shape of `config.shapes`.
+
+    Args:
+        name: of the shape.
+        knobs: of its synthetic frequencies, or their activation sparsity alone.
+        profile: file to take in place of those.
+        weights, lm_head: formats; "auto" is bf16, and that of weights.
+        context: tokens; None is what the model was made for, at most `DEFAULT_CONTEXT`.
+
+    Raises:
+        UserError: no such shape or format, knobs out of range, or a profile that does not fit.
+    """
+    config = shape(name)
+    check_asked("plan", Formats(weights, lm_head))
+    weights = "bf16" if weights == "auto" else weights
+    made = synthetic_profile(config, fingerprint(config), knobs) if profile is None else Profile.load(profile)
+    return Subject(config, made, weights, weights if lm_head == "auto" else lm_head, _context(config, context))
+
+
+def of_model(
+    model: str | Path | None,
+    profile: Path | None = None,
+    weights: str = "auto",
+    lm_head: str = "auto",
+    context: int | None = None,
+    predictor: Predictor | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Subject:
+    """A model as `prosparse.load` finds it.
+
+    Args:
+        model: folder, GGUF file or hub id; None is the embedded model.
+        profile: file; None counts `TOKENS` tokens of the packaged text, for which the model is loaded on the CPU.
+        weights, lm_head: formats; "auto" is what `load` makes of them.
+        context: see `of_shape`.
+        predictor: checked to be of this model.
+        progress: called with (what, done, total) while tokens are counted.
+
+    Raises:
+        UserError: what `load` refuses, or a profile or predictor of another model.
+        MachineError: not enough memory.
+    """
+    source = open_source(resolve_model(EMBEDDED_MODEL if model is None else model, gguf=True), None)
+    config, names = source.config, names_of(source.config)
+    with source.checkpoint() as checkpoint:
+        check_names(checkpoint, config)
+        formats = choose_formats(checkpoint, names, held_formats(checkpoint, Formats(weights, lm_head)))
+        content = _content(checkpoint, config)
+    if predictor is not None:
+        predictor.check_fits(fingerprint(config), content, config.layers, config.neurons, config.hidden)
+    if profile is None:
+        engine = load(model, weights=formats.weights, lm_head=formats.lm_head, device="cpu")
+        counts = measure(engine, CALIBRATION, tokens=TOKENS, progress=progress).profile()
+    else:
+        counts = Profile.load(profile).of_model(fingerprint(config), content, config.layers, config.neurons)
+    return Subject(config, counts, formats.weights, formats.lm_head, _context(config, context))
+
+
+def _content(checkpoint: Checkpoint, config: ModelConfig) -> str:
+    """`content_key` of weights that are not loaded."""
+    names = names_of(config)
+    each = [pattern.format(layer) for layer in range(config.layers)
+            for pattern in (names.layer.attention_norm, names.layer.ffn_norm)]  # fmt: skip
+    return content_key(checkpoint.read(name) for name in (*each, names.final_norm))
+
+
+def _context(config: ModelConfig, context: int | None) -> int:
+    if context is None:
+        return min(config.max_position, DEFAULT_CONTEXT)
+    longest = 2**31 - 1 if config.rope.kind == "dynamic" else config.max_position
+    if not 2 <= context <= longest:
+        raise UserError(f"plan: context must be from 2 to {longest} tokens for this model, got {context}")
+    return context
