@@ -1,8 +1,8 @@
 """The solver: which option of each layer, so that a token takes the least time within a budget.
 
 Layers begin with the option of fewest bytes and take steps along their hulls, most seconds saved per byte first, over
-all layers; then what is left of the budget is filled, and pairs of layers exchange bytes while that saves time. This is
-done for every number of layers on the CPU and both places of lm_head that a bound does not rule out.
+all layers; then one layer takes what is left of the budget, or pairs of layers exchange bytes while that saves time.
+This is done for every number of layers on the CPU and both places of lm_head that a bound does not rule out.
 
 A larger budget never gives a slower answer: the answers to smaller ones, on a grid of budgets that depends on the model
 alone, are candidates too, as long as the bound says that they can win.
@@ -19,9 +19,9 @@ import numpy as np
 from .activity import Array
 from .problem import Choice, Options, Problem, Whole
 
-GRID = 4096  # budgets between nothing and the whole model on the GPU
+GRID = 4096  # budgets between the least that is of use and the whole model on the GPU
 PASSES = 8  # of exchanges between all pairs of layers
-LEAST_GAIN = 1e-12  # seconds: below is rounding
+ROUNDING = 1e-9  # as a share of a time: less is no gain
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class _Family:
         return float(self.seconds[at] + part * (self.seconds[at + 1] - self.seconds[at]))
 
     def picks(self, budget: int, layers: int) -> list[int]:
-        """The option of each layer, those on the CPU left out, at the last step within the budget."""
+        """The option of each layer, those on the CPU left out, after the last step within the budget."""
         found = [0] * layers
         taken = int(np.searchsorted(self.nbytes, budget, side="right")) - 1
         for layer, option in zip(self.layers[:taken].tolist(), self.options[:taken].tolist(), strict=True):
@@ -69,17 +69,20 @@ def solve(problem: Problem, budget: int) -> Choice:
         if (seconds := problem.seconds(candidate)) < best_s:
             best, best_s = candidate, seconds
     for family in families:
-        if family.nbytes[0] <= budget:
-            candidate = Choice(family.on_cpu, family.head, tuple(family.picks(budget, len(problem.layers))))
+        if family.bound(budget) < best_s * (1 - ROUNDING):
+            candidate = _one_more(problem, family, budget)
             if (seconds := problem.seconds(candidate)) < best_s:
                 best, best_s = candidate, seconds
-    step = max(1, max((int(family.nbytes[-1]) for family in families), default=1) // GRID)
-    for within in range(budget // step * step, 0, -step):
-        ranked = sorted((bound, at) for at, each in enumerate(families) if (bound := each.bound(within)) < best_s)
+    least, most = min(int(each.nbytes[0]) for each in families), max(int(each.nbytes[-1]) for each in families)
+    step = max(1, (most - least) // GRID)
+    for within in range(least + (budget - least) // step * step, least - 1, -step):
+        ranked = sorted(
+            (bound, at) for at, each in enumerate(families) if (bound := each.bound(within)) < best_s * (1 - ROUNDING)
+        )
         if not ranked:
             break
         for bound, at in ranked:
-            if bound < best_s - LEAST_GAIN:
+            if bound < best_s * (1 - ROUNDING):
                 candidate = _improved(problem, families[at], within)
                 if (seconds := problem.seconds(candidate)) < best_s:
                     best, best_s = candidate, seconds
@@ -127,21 +130,41 @@ def _steps(layer: int, own: Options) -> tuple[Whole, Whole, Whole, Array]:
     return np.full(len(hull) - 1, layer), hull[1:], np.diff(own.nbytes[hull]), np.diff(own.seconds[hull])
 
 
+def _one_more(problem: Problem, family: _Family, budget: int) -> Choice:
+    """The fastest plan within a budget that is on the family's path but for one layer, which may be on any option."""
+    states = int(np.searchsorted(family.nbytes, budget, side="right"))
+    left, seconds = budget - family.nbytes[:states], family.seconds[:states]
+    best, found = float("inf"), (0, 0, 0)
+    for layer in range(family.on_cpu, len(problem.layers)):
+        own, mine = problem.layers[layer], family.layers == layer
+        before = np.cumsum(mine)[: states - 1]
+        at = np.append(0, family.options[mine])[np.append(0, before)]  # its option in each state
+        to = np.searchsorted(own.nbytes, own.nbytes[at] + left, side="right") - 1
+        total = seconds - own.seconds[at] + own.seconds[to]
+        state = int(np.argmin(total))
+        if total[state] < best:
+            best, found = float(total[state]), (state, layer, int(to[state]))
+    state, layer, option = found
+    picks = family.picks(int(family.nbytes[state]), len(problem.layers))
+    picks[layer - family.on_cpu] = option
+    return Choice(family.on_cpu, family.head, tuple(picks))
+
+
 def _improved(problem: Problem, family: _Family, budget: int) -> Choice:
     """The family's plan at a budget, filled up, and with bytes exchanged between pairs of layers."""
     rest = problem.layers[family.on_cpu :]
     picks = family.picks(budget, len(problem.layers))
     left = budget - problem.nbytes(Choice(family.on_cpu, family.head, tuple(picks)))
     for _ in range(PASSES):
-        left, filled = _fill(rest, picks, left), False
+        left, exchanged = _fill(rest, picks, left), False
         for first, second in combinations(range(len(rest)), 2):
-            room = int(rest[first].nbytes[picks[first]] + rest[second].nbytes[picks[second]]) + left
-            pair = _best_pair(rest[first], rest[second], room, picks[first], picks[second])
+            one, two, now = rest[first], rest[second], (picks[first], picks[second])
+            room = left + int(one.nbytes[now[0]] + two.nbytes[now[1]])
+            pair = _best_pair(one, two, room, float(one.seconds[now[0]] + two.seconds[now[1]]))
             if pair is not None:
                 picks[first], picks[second] = pair
-                left = room - int(rest[first].nbytes[pair[0]] + rest[second].nbytes[pair[1]])
-                filled = True
-        if not filled:
+                left, exchanged = room - int(one.nbytes[pair[0]] + two.nbytes[pair[1]]), True
+        if not exchanged:
             break
     return Choice(family.on_cpu, family.head, tuple(picks))
 
@@ -158,12 +181,12 @@ def _fill(layers: Sequence[Options], picks: list[int], left: int) -> int:
         picks[at] = reach[at]
 
 
-def _best_pair(one: Options, two: Options, room: int, at_one: int, at_two: int) -> tuple[int, int] | None:
-    """The fastest options of two layers within so many bytes together; None where the present ones are."""
+def _best_pair(one: Options, two: Options, room: int, seconds: float) -> tuple[int, int] | None:
+    """The fastest options of two layers within so many bytes together; None where they are not faster."""
     count = one.fitting(room - int(two.nbytes[0])) + 1
     of_two = np.searchsorted(two.nbytes, room - one.nbytes[:count], side="right") - 1
     together = one.seconds[:count] + two.seconds[of_two]
     best = int(np.argmin(together))
-    if together[best] >= one.seconds[at_one] + two.seconds[at_two] - LEAST_GAIN:
+    if together[best] >= seconds * (1 - ROUNDING):
         return None
     return best, int(of_two[best])
