@@ -2,6 +2,7 @@
 
 from .experts import ExpertsFFN
 from .ffn import DenseFFN, ExactFFN
+from .hybrid import HybridFFN
 from .of_layer import other_ffn
 from .plain import PlainDenseFFN, PlainExactFFN, PlainFFN
 from .plain_predicted import PlainPredictedFFN
@@ -12,6 +13,7 @@ __all__ = [
     "DenseFFN",
     "ExactFFN",
     "ExpertsFFN",
+    "HybridFFN",
     "PlainDenseFFN",
     "PlainExactFFN",
     "PlainFFN",

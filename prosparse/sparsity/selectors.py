@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,20 +22,21 @@ class Selector:
 
     Args:
         predictor: of this layer.
-        gate: the gate that it predicts, [neurons, hidden]; low_bit_gate and sign_bits are made from it.
+        gates: the gate that it predicts, [neurons, hidden], or the parts of one that lies on several devices;
+            low_bit_gate and sign_bits are made from it. The selector is where the first part is.
     """
 
-    def __init__(self, predictor: LayerPredictor, gate: Weight) -> None:
+    def __init__(self, predictor: LayerPredictor, *gates: Weight) -> None:
         self.kind = predictor.kind
-        device = gate.codes.device
-        blocks = torch.arange(gate.shape[0], device=device).split(BLOCK_ROWS)
+        device = gates[0].codes.device
         second: Weight | Tensor
         if predictor.second is not None:
             second = _on(predictor.second, device)
         elif self.kind == "low_bit_gate":
-            second = Weight(torch.cat([in_format(gate.rows_of(ids), "int4").codes for ids in blocks]), gate.shape[1])
+            codes = [in_format(rows, "int4").codes.to(device) for rows in _blocks(gates)]
+            second = Weight(torch.cat(codes), gates[0].shape[1])
         else:
-            second = torch.cat([pack_signs(gate.rows_of(ids)) for ids in blocks])
+            second = torch.cat([pack_signs(rows).to(device) for rows in _blocks(gates)])
         first = None if predictor.first is None else _on(predictor.first, device)
         self.guess = Guess(predictor.offset.to(device), second, first, predictor.relu, predictor.un_normed)
 
@@ -49,6 +52,13 @@ class Selector:
     def scores(self, residual: Tensor, x: Tensor) -> Tensor:
         """[tokens, neurons] float32 for any number of tokens; a neuron is predicted where `not score < 0`."""
         return self.guess.scores(residual, x)
+
+
+def _blocks(gates: Sequence[Weight]) -> Iterator[Tensor]:
+    """The rows of all parts in float32, some at a time."""
+    for gate in gates:
+        for start in range(0, gate.shape[0], BLOCK_ROWS):
+            yield Weight(gate.codes[start : start + BLOCK_ROWS], gate.packed_columns).values()
 
 
 def _on(weight: Weight, device: torch.device) -> Weight:

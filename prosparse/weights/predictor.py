@@ -11,7 +11,7 @@ own gate when it is loaded. A file is safetensors; it names the model that it be
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,11 @@ class LayerPredictor:
     def rank(self) -> int:
         """Of low_rank; 0 for the others."""
         return 0 if self.first is None else self.first.shape[0]
+
+    def in_order(self, order: Tensor) -> LayerPredictor:
+        """The same over neurons in another order, [neurons] int64: which of these is in each place."""
+        second = None if self.second is None else Weight(self.second.codes[order], self.second.packed_columns)
+        return replace(self, offset=self.offset[order], second=second)
 
 
 @dataclass(frozen=True, eq=False)
