@@ -85,6 +85,13 @@ def available_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def cache_folder() -> Path:
+    """Where is kept what can be made again: PROSPARSE_CACHE, or `prosparse` among the user's caches."""
+    if own := os.environ.get("PROSPARSE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prosparse"
+
+
 @cache
 def processor_name() -> str:
     """Marketing name of the processor."""

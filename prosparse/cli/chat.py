@@ -34,13 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
     options.add_loading(parser)
+    options.add_placing(parser)
     options.add_sampling(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from ..engine import load  # heavy: torch and transformers
 
-    engine = load(args.model, progress=options.progress_bar("loading"), **options.given(args, options.LOADING))
+    loading = options.given(args, options.LOADING + options.PLACING)
+    engine = load(args.model, progress=options.progress_bar("loading"), **loading)
     sampling = {"max_new_tokens": MAX_NEW_TOKENS, **options.given(args, options.SAMPLING)}
     chat = Chat(engine, args.system, sampling)
     interactive = sys.stdin.isatty()

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stats", action="store_true", help="print speed and activation sparsity to stderr")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the text")
     options.add_loading(parser)
+    options.add_placing(parser)
     options.add_sampling(parser)
 
 
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     text = _prompt(args)
     bar = options.progress_bar("loading")
-    engine = load(args.model, progress=bar, **options.given(args, options.LOADING))
+    engine = load(args.model, progress=bar, **options.given(args, options.LOADING + options.PLACING))
     prompt: Any = engine.tokenizer.chat([{"role": "user", "content": text}]) if args.chat else text
     sampling = options.given(args, options.SAMPLING)
     reading = options.progress_bar("reading the prompt", unit=" tokens")
@@ -74,6 +75,10 @@ def summary(stats: dict[str, Any]) -> str:
         if stats["audit"] and stats["audit"]["recall"]["mean"] is not None:
             parts.append(f"recall {stats['audit']['recall']['mean']:.2%} in {stats['audit']['steps']} audited steps")
         parts.append(f"{stats['bytes_per_token'] / 1e6:.1f} MB read per token")
+    if stats["cold"] and stats["cold"]["share"] is not None:
+        cold = stats["cold"]
+        skipped = f"which had nothing to do {cold['skipped']} of {cold['parts']} times"
+        parts.append(f"{cold['share']:.1%} of the active neurons of shared layers on the CPU, {skipped}")
     return "; ".join(parts) + f" ({stats['kernels']})"
 
 

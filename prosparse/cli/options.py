@@ -19,6 +19,7 @@ LOADING = (
     "predictor",
     "audit",
 )
+PLACING = ("budget", "profile", "machine")
 SAMPLING = (
     "max_new_tokens",
     "temperature",
@@ -54,6 +55,18 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--audit", type=int, metavar="N", help="check the predictor every N steps; --stats says its recall"
     )
+
+
+def add_placing(parser: argparse.ArgumentParser) -> None:
+    """What a model that is larger than the GPU needs."""
+    group = parser.add_argument_group("on a GPU and the CPU together")
+    group.add_argument(
+        "--budget", metavar="SIZE", help="GPU memory to use, for example 8GiB: hot neurons go there, cold ones do not"
+    )
+    group.add_argument(
+        "--profile", metavar="P", help="neuron activation counts (default: counted once on the packaged text)"
+    )
+    group.add_argument("--machine", metavar="M", help="plan for a preset or a description instead of this machine")
 
 
 def add_running(group: argparse._ActionsContainer) -> None:

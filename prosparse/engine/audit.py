@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..model.decoder import Decoder
-from ..sparsity import PlainPredictedFFN, PredictedFFN
+from ..sparsity import has_selector
 
 
 def check_every(every: int | None, mode: str) -> int:
@@ -55,5 +55,5 @@ class Audit:
 
     def _watch(self, layer: int, residual: Tensor) -> None:
         ffn = self.blocks[layer]
-        if isinstance(ffn, PredictedFFN | PlainPredictedFFN):
+        if has_selector(ffn):
             self.counts[layer] += torch.tensor(ffn.audit(residual), dtype=torch.float64)

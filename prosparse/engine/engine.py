@@ -234,7 +234,8 @@ class Engine:
         return ids
 
     def _session(self, prompts: int) -> Session:
-        return Session(self.decoder, self.kv_dtype, prompts, self.context, self.audit)
+        slots = prompts if self.plan.placement is None else 1  # a budget has room for the cache of one
+        return Session(self.decoder, self.kv_dtype, slots, self.context, self.audit)
 
     def _finished(self, request: Request, session: Session) -> Generation:
         self.stats = request_stats(request, session, self.decoder)

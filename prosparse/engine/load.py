@@ -8,21 +8,27 @@ from pathlib import Path
 
 import torch
 
-from .. import machine
 from ..config import ModelConfig
 from ..errors import UserError
+from ..hardware import Machine
+from ..machine import default_threads, resolve_device
 from ..model.attention import Attention
 from ..model.decoder import FFN, Decoder, Ends
 from ..placement import choose
 from ..plan import Plan, fingerprint
 from ..sparsity import DenseFFN, ExactFFN, PredictedFFN, Selector, other_ffn
 from ..weights import ModelWeights, load_weights, resolve_model
+from ..weights.content import content_of
+from ..weights.divide import Division
 from ..weights.formats import Formats
 from ..weights.names import check_names
-from ..weights.neuron_profile import content_key
+from ..weights.neuron_profile import Profile, content_key
 from ..weights.predictor import LayerPredictor, Predictor
 from .audit import check_every
+from .budget import known_profile, plan_for
+from .divided import Sharing, agreed, check_room, divide, fast_device, tiers_of
 from .engine import Engine
+from .profiling import WINDOW
 from .source import held_formats, open_source
 
 log = logging.getLogger("prosparse")
@@ -47,6 +53,9 @@ def load(
     plan: Plan | str | Path | None = None,
     predictor: Predictor | str | Path | None = None,
     audit: int | None = None,
+    budget: int | str | None = None,
+    profile: Profile | str | Path | None = None,
+    machine: Machine | str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Load a model and make it ready to run.
@@ -56,7 +65,7 @@ def load(
         mode: "auto" is predicted where a predictor is given, exact where the activation makes zeros, else dense; or
             "dense", "exact" or "predicted".
         weights: "auto" is as stored, with fp32 held as bf16; "fp32", "fp16", "bf16", "int8" or "int4".
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu" or "cuda". With a budget or a placed plan, "cpu" tries it out within the CPU's memory.
         lm_head: format of lm_head, and of the embedding where that is the same table; "auto" is as stored in a
             converted folder, else that of `weights`.
         dtype: alias of weights.
@@ -68,15 +77,26 @@ def load(
         plan: a Plan or its file; None makes one from `mode`.
         predictor: a Predictor or its file, for mode predicted; None is the `predictor.safetensors` of the folder.
         audit: every so many decode steps, compare what is predicted with what is active; `engine.stats` has the recall.
+        budget: bytes of GPU memory for all that is there, as a number or as in "8GiB": hot neurons go there, cold ones
+            stay with the CPU. The plan is kept in the cache (`machine.cache_folder`), and so is a profile that had to
+            be made.
+        profile: a Profile or its file, for a budget or a placed plan; None is the cached one, else one of the packaged
+            text.
+        machine: to plan for, with a budget: a Machine, its file or a preset's name.
         progress: called with (bytes done, bytes in all) while weights are read.
 
     Raises:
-        UserError: wrong options, a folder that is missing, malformed or not supported.
+        UserError: wrong options, a folder that is missing, malformed or not supported, a budget that is too small.
         MachineError: no such device, or not enough memory.
     """
     if dtype is not None and weights not in ("auto", dtype):
         raise UserError(f"load: dtype {dtype!r} and weights {weights!r} disagree; dtype is an alias, pass one")
-    torch_device = machine.resolve_device(device)
+    if budget is None:
+        resolve_device(device)  # a device that is not there is told before anything else
+    elif plan is not None:
+        raise UserError("load: a plan already has its budget, but another one was given too; pass one of them")
+    else:
+        fast_device(device)
     set_threads(threads)
     path = resolve_model(EMBEDDED_MODEL if model is None else model, gguf=True)
     source = open_source(path, fatrelu_threshold)
@@ -84,20 +104,35 @@ def load(
     name = EMBEDDED_MODEL.name if model is None else str(model)
     for note in config.notes:
         log.warning("%s: %s", name, note)
-    context = _check_context(context, config)
+    tokens = _check_context(context, config)
     # What is quick to read comes first, so that a fault in it is told before gigabytes are; of that the headers of the
     # weights, before anything is made to the sizes of a config that may be wrong.
     checkpoint = source.checkpoint()
     check_names(checkpoint, config)
     predictor = _predictor(predictor, source.path, mode, plan)
-    chosen = _plan(plan, config, mode, predictor)
+    asked, division = held_formats(checkpoint, Formats(dtype or weights, lm_head)), None
+    if budget is None:
+        chosen = _plan(plan, config, mode, predictor)
+    else:
+
+        def whole(formats: Formats) -> Engine:
+            return load(
+                path, "dense", formats.weights, "cpu", lm_head=formats.lm_head, threads=threads, progress=progress,
+                context=min(tokens, WINDOW), fatrelu_threshold=fatrelu_threshold,
+            )  # fmt: skip
+
+        chosen, profile = plan_for(budget, machine, checkpoint, config, mode, asked, tokens, predictor, profile, whole)
     tokenizer, model_sampling = source.tokenizer(), source.sampling()
-    layouts = [layer.layout for layer in chosen.layers]
-    asked = held_formats(checkpoint, Formats(dtype or weights, lm_head))
+    if chosen.placement is not None:
+        asked, tokens = agreed(chosen.placement, asked, context)
+        known = known_profile(profile, config, content_of(checkpoint, config))
+        division = divide(chosen, config, known, fast_device(device))
+        check_room(division, config, asked, tokens)
     tensors = load_weights(
-        checkpoint, config, asked.weights, torch_device, progress, lm_head=asked.lm_head, layouts=layouts
-    )
-    decoder = assemble(config, tensors, chosen, context, predictor)
+        checkpoint, config, asked.weights, resolve_device(device), progress, lm_head=asked.lm_head,
+        layouts=[layer.layout for layer in chosen.layers], division=division,
+    )  # fmt: skip
+    decoder = assemble(config, tensors, chosen, tokens, predictor, division)
     fmt, head = tensors.layers[0].gate.format, tensors.lm_head.format
     held = fmt if head == fmt else f"{fmt} (lm_head {head})"
     log.info("%s: %s weights, mode %s (%s)", name, held, chosen.mode, chosen.reason)
@@ -106,9 +141,14 @@ def load(
 
 
 def assemble(
-    config: ModelConfig, tensors: ModelWeights, plan: Plan, context: int, predictor: Predictor | None = None
+    config: ModelConfig,
+    tensors: ModelWeights,
+    plan: Plan,
+    context: int,
+    predictor: Predictor | None = None,
+    division: Division | None = None,
 ) -> Decoder:
-    """A decoder over weights in memory, with the FFN blocks that the plan names.
+    """A decoder over weights in memory, divided or not, with the FFN blocks that the plan names.
 
     Raises:
         UserError: the plan has predicted layers for which there is no predictor, or it is of another model.
@@ -117,13 +157,19 @@ def assemble(
         norms = [norm for own in tensors.layers for norm in (own.attention_norm, own.ffn_norm)]
         content = content_key(norm for norm in (*norms, tensors.final_norm) if norm is not None)
         predictor.check_fits(fingerprint(config), content, config.layers, config.neurons, config.hidden)
+    sharing = None if division is None else Sharing(division, tensors)
     blocks: list[tuple[Attention, FFN]] = []
     for layer, (own, how) in enumerate(zip(tensors.layers, plan.layers, strict=True)):
         attention = Attention(
             config, layer, own.attention_norm, own.qkv, own.qkv_bias, own.o, own.attention_norm_bias, own.o_bias
         )
-        selector = Selector(_of_layer(predictor, layer), own.gate) if how.mode == "predicted" else None
-        ffn: FFN | None = other_ffn(config, own, how.mode, selector)
+        guess = _of_layer(predictor, layer) if how.mode == "predicted" else None
+        ffn: FFN | None
+        if sharing is not None and own.cold is not None:
+            blocks.append((attention, sharing.ffn(config, layer, own, own.cold, how.mode, guess)))
+            continue
+        selector = None if guess is None else Selector(guess, own.gate)
+        ffn = other_ffn(config, own, how.mode, selector)
         if ffn is None:
             assert own.up is not None, "an FFN without up projection is another block"
             parts = (
@@ -135,7 +181,8 @@ def assemble(
                 ffn = FFN_OF_MODE[how.mode](*parts)
         blocks.append((attention, ffn))
     ends = Ends(tensors.positions, tensors.project_in, tensors.project_out, tensors.final_norm_bias)
-    return Decoder(config, tensors.embed, blocks, tensors.final_norm, tensors.lm_head, context, ends)
+    tiers = None if division is None else tiers_of(division, tensors.embed is tensors.lm_head)
+    return Decoder(config, tensors.embed, blocks, tensors.final_norm, tensors.lm_head, context, ends, tiers)
 
 
 def _of_layer(predictor: Predictor | None, layer: int) -> LayerPredictor:
@@ -182,7 +229,7 @@ def _check_context(context: int | None, config: ModelConfig) -> int:
 def set_threads(threads: int | None) -> None:
     """Use this many CPU threads in this process. Raises UserError for a number that is none."""
     if threads is None:
-        held, threads = torch.get_num_threads(), machine.default_threads()
+        held, threads = torch.get_num_threads(), default_threads()
         if threads < held:
             log.info("%d threads instead of %d: no more can run at once here (`prosparse doctor`)", threads, held)
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:

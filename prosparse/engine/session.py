@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from prosparse.kernels.checks import MAX_ROWS
-from prosparse.kernels.tally import new_tally
 
 from ..model.cache import KVCache
 from ..model.decoder import Decoder
@@ -36,10 +35,15 @@ class Session:
 
     def __init__(self, decoder: Decoder, kv_dtype: torch.dtype, slots: int, context: int, audit: int = 0) -> None:
         self.decoder = decoder
-        self.cache = KVCache(decoder.config, min(slots, MAX_ROWS), context, kv_dtype, decoder.device)
-        self.tally = new_tally(decoder.device, decoder.config.layers)
+        self.cache = KVCache(decoder.config, min(slots, MAX_ROWS), context, kv_dtype, decoder.tiers.layers)
+        self.tally = decoder.new_tally()
         self.audit = Audit(decoder, audit) if audit else None
         self.steps = self.decode_tokens = self.positions_read = 0
+
+    @property
+    def done(self) -> list[list[int]]:
+        """What the decode steps did, per layer: see `kernels.tally`."""
+        return [own.tolist() for own in self.tally]
 
     @torch.inference_mode()
     def prefill(self, token_ids: Tensor, slot: int = 0, start: int = 0, chunk: int = PREFILL_CHUNK) -> Iterator[Tensor]:

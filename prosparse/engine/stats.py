@@ -11,6 +11,10 @@ decode_tokens         tokens of this prompt's text that came from decode steps: 
 ttft_s                from the request to its first token, loading excluded
 tokens_per_s          decode tokens per second of this prompt, None without any
 bytes_per_token       weights and cache that the run's decode steps had to read, per decode token
+cold                  of a model on two devices, over the run's decode steps: {"layers": how many both "shared" and how
+                      many were "slow", on the slow device alone; "share" of the active neurons of the shared ones that
+                      were computed there; "parts", times that a step came to a shared layer, and how many of these
+                      were "skipped" there, nothing cold being active}; None on one device
 kernels               which implementation computed
 """
 
@@ -18,11 +22,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from prosparse.kernels.tally import NONZERO, PREDICTED
+from prosparse.kernels.tally import COLD_STEPS, COLD_UP_ROWS, NONZERO, PREDICTED, UP_ROWS
 
 from .. import machine
 from ..model.decoder import Decoder
-from ..sparsity import PlainPredictedFFN, PredictedFFN
+from ..model.tiers import SLOW
+from ..sparsity import has_selector
 from .request import Request
 from .session import Session
 
@@ -31,17 +36,18 @@ def activation_sparsity(session: Session, neurons: int) -> dict[str, Any] | None
     """Mean and per-layer share of exact zeros over the session's decode tokens, of so many neurons for each."""
     if not session.decode_tokens:
         return None
-    active = session.tally[:, NONZERO].double() / (neurons * session.decode_tokens)
-    layers = [round(1 - share, 6) for share in active.tolist()]
+    possible = neurons * session.decode_tokens
+    layers = [round(1 - done[NONZERO] / possible, 6) for done in session.done]
     return {"mean": round(sum(layers) / len(layers), 6), "layers": layers}
 
 
 def predicted_sparsity(session: Session, decoder: Decoder) -> dict[str, Any] | None:
     """Mean and per-layer share of neurons not predicted; None where no layer is predicted, or before any step."""
-    is_predicted = [isinstance(ffn, PredictedFFN | PlainPredictedFFN) for _, ffn in decoder.blocks]
+    is_predicted = [has_selector(ffn) for _, ffn in decoder.blocks]
     if not session.steps or not any(is_predicted):
         return None
-    shares = (1 - session.tally[:, PREDICTED].double() / (decoder.config.neurons * session.steps)).tolist()
+    possible = decoder.config.neurons * session.steps
+    shares = [1 - done[PREDICTED] / possible for done in session.done]
     layers = [round(share, 6) if own else None for share, own in zip(shares, is_predicted, strict=True)]
     known = [share for share in layers if share is not None]
     return {"mean": round(sum(known) / len(known), 6), "layers": layers}
@@ -53,13 +59,26 @@ def bytes_per_token(session: Session, decoder: Decoder) -> int | None:
         return None
     per_step = decoder.lm_head.nbytes
     ffns = 0
-    for (attention, ffn), done in zip(decoder.blocks, session.tally.tolist(), strict=True):
+    for (attention, ffn), done in zip(decoder.blocks, session.done, strict=True):
         per_step += attention.qkv.nbytes + attention.o.nbytes
         ffns += ffn.bytes_read(session.steps, done)
-    keys = session.cache.keys
-    position = 2 * keys.shape[0] * keys.shape[2] * keys.shape[4] * keys.element_size()
-    total = session.steps * per_step + ffns + session.positions_read * position
+    total = session.steps * per_step + ffns + session.positions_read * session.cache.position_bytes
     return round(total / session.decode_tokens)
+
+
+def cold_stats(session: Session, decoder: Decoder) -> dict[str, Any] | None:
+    """What the slow device did in a run on two; None on one, or before any step."""
+    if decoder.tiers.is_one or not session.steps:
+        return None
+    shared = [done for done, own in zip(session.done, decoder.tiers.beside, strict=True) if own]
+    rows, cold = (sum(done[column] for done in shared) for column in (UP_ROWS, COLD_UP_ROWS))
+    parts = session.steps * len(shared)
+    return {
+        "layers": {"shared": len(shared), "slow": sum(tier.name == SLOW for tier in decoder.tiers.layers)},
+        "share": round(cold / rows, 6) if rows else None,
+        "parts": parts,
+        "skipped": parts - sum(done[COLD_STEPS] for done in shared),
+    }
 
 
 def request_stats(request: Request, session: Session, decoder: Decoder) -> dict[str, Any]:
@@ -75,5 +94,6 @@ def request_stats(request: Request, session: Session, decoder: Decoder) -> dict[
         "ttft_s": request.first_at - request.created_at,
         "tokens_per_s": decoded / seconds if decoded and seconds > 0 else None,
         "bytes_per_token": bytes_per_token(session, decoder),
-        "kernels": machine.kernel_name(decoder.device),
+        "cold": cold_stats(session, decoder),
+        "kernels": " and ".join(dict.fromkeys(machine.kernel_name(device) for device in decoder.tiers.devices)),
     }

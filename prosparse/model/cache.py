@@ -7,11 +7,15 @@ Memory is reserved whole but touched only as far as sequences grow.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import MachineError
+from .tiers import WHOLE, Tier
 
 
 class KVCache:
@@ -22,25 +26,59 @@ class KVCache:
         slots: how many sequences.
         context: positions per sequence, tokens.
         dtype: of keys and values.
-        device: where.
+        places: the device of all layers, or the tier of each.
 
     Raises:
         MachineError: the memory cannot be reserved.
     """
 
-    def __init__(self, config: ModelConfig, slots: int, context: int, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (config.layers, slots, config.kv_heads, context, config.head_dim)
-        try:
-            self.keys = torch.empty(shape, dtype=dtype, device=device)
-            self.values = torch.empty(shape, dtype=dtype, device=device)
-        except RuntimeError as error:
-            need = 2 * torch.Size(shape).numel() * dtype.itemsize / 1e9
-            raise MachineError(
-                f"cache: {slots} sequences of {context} tokens need {need:.1f} GB, which {device} cannot give; "
-                "lower --context or send fewer prompts at once"
-            ) from error
+    def __init__(
+        self,
+        config: ModelConfig,
+        slots: int,
+        context: int,
+        dtype: torch.dtype,
+        places: torch.device | Sequence[Tier],
+    ) -> None:
+        tiers = [Tier(WHOLE, places)] * config.layers if isinstance(places, torch.device) else list(places)
         self.slots, self.context = slots, context
+        self.position_bytes = 2 * config.layers * config.kv_heads * config.head_dim * dtype.itemsize
+        self._parts: dict[Tier, tuple[Tensor, Tensor]] = {}
+        for tier, layers in Counter(tiers).items():
+            shape = (layers, slots, config.kv_heads, context, config.head_dim)
+            try:
+                keys, values = (torch.empty(shape, dtype=dtype, device=tier.device) for _ in range(2))
+            except RuntimeError as error:
+                need = 2 * torch.Size(shape).numel() * dtype.itemsize / 1e9
+                raise MachineError(
+                    f"cache: {slots} sequences of {context} tokens need {need:.1f} GB, which {tier.device} cannot "
+                    "give; lower --context or send fewer prompts at once"
+                ) from error
+            self._parts[tier] = keys, values
+        seen: Counter[Tier] = Counter()
+        self._of_layer: list[tuple[Tensor, Tensor]] = []  # [slots, kv_heads, context, head_dim] each
+        for tier in tiers:
+            keys, values = self._parts[tier]
+            self._of_layer.append((keys[seen[tier]], values[seen[tier]]))
+            seen[tier] += 1
+
+    @property
+    def keys(self) -> Tensor:
+        """Of all layers, where they are in one place: [layers, slots, kv_heads, context, head_dim]."""
+        ((keys, _),) = self._parts.values()
+        return keys
+
+    @property
+    def values(self) -> Tensor:
+        """As `keys`."""
+        ((_, values),) = self._parts.values()
+        return values
+
+    def nbytes(self, tier: Tier) -> int:
+        """Of the layers in a tier."""
+        return sum(part.nbytes for part in self._parts.get(tier, ()))
 
     def up_to(self, layer: int, slot: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a sequence's first `end` positions, views of the cache, [kv_heads, end, head_dim]."""
-        return self.keys[layer, slot, :, :end], self.values[layer, slot, :, :end]
+        keys, values = self._of_layer[layer]
+        return keys[slot, :, :end], values[slot, :, :end]

@@ -17,12 +17,14 @@ from prosparse.kernels import cpu
 from prosparse.kernels.decode_layers import DecodeLayers, Glu
 from prosparse.kernels.layer_norm import normalize
 from prosparse.kernels.linear import linear
+from prosparse.kernels.tally import SHARED_SIZE, SIZE, new_tally
 from prosparse.kernels.weight import Weight
 
 from ..config import ModelConfig
 from .attention import Attention, Step
 from .cache import KVCache
 from .rope import RopeTable
+from .tiers import Tier, Tiers
 
 
 class FFN(Protocol):
@@ -32,7 +34,7 @@ class FFN(Protocol):
         """Many tokens of a prompt."""
 
     def decode(self, residual: Tensor, tally: Tensor) -> Tensor:
-        """The few tokens of one step; what was done is added to `tally`, [4] int64."""
+        """The few tokens of one step; what was done is added to `tally`, [4] int64; where two devices share, [8]."""
 
     def bytes_read(self, steps: int, done: Sequence[int]) -> int:
         """Bytes of weights that decode steps had to read which tallied this."""
@@ -71,6 +73,7 @@ class Decoder:
         lm_head: [vocab, hidden]; the same object as `embed` when tied.
         context: the longest sequence, tokens.
         ends: what some families have beside these.
+        tiers: which memory each part lies in; None is the embedding's device for all.
     """
 
     def __init__(
@@ -82,11 +85,31 @@ class Decoder:
         lm_head: Weight,
         context: int,
         ends: Ends = PLAIN_ENDS,
+        tiers: Tiers | None = None,
     ) -> None:
         self.config, self.embed, self.blocks, self.final_norm, self.lm_head = config, embed, blocks, final_norm, lm_head
         self.context, self.device, self.ends = context, embed.codes.device, ends
-        self.rope = RopeTable(config.rope, config.head_dim, config.max_position, context, self.device)
-        self._whole_layers = self._fuse() if self.device.type == "cpu" and cpu.available() else None
+        self.tiers = tiers or Tiers.one(self.device, len(blocks))
+        self._ropes = {
+            tier: RopeTable(config.rope, config.head_dim, config.max_position, context, tier.device)
+            for tier in dict.fromkeys(self.tiers.layers)
+        }
+        on_cpu = self.tiers.is_one and self.device.type == "cpu"
+        self._whole_layers = self._fuse() if on_cpu and cpu.available() else None
+
+    @property
+    def rope(self) -> RopeTable:
+        """That of the first layer."""
+        return self._ropes[self.tiers.layers[0]]
+
+    def new_tally(self) -> Tensor | list[Tensor]:
+        """Zeroed counters for `decode`."""
+        if self.tiers.is_one:
+            return new_tally(self.device, len(self.blocks))
+        return [
+            new_tally(tier.device, size=SIZE if beside is None else SHARED_SIZE)
+            for tier, beside in zip(self.tiers.layers, self.tiers.beside, strict=True)
+        ]
 
     def prefill(self, token_ids: Tensor, slot: int, start: int, cache: KVCache) -> Tensor:
         """Add a chunk of one sequence's prompt.
@@ -99,10 +122,11 @@ class Decoder:
         Returns:
             final hidden states, [tokens, hidden] float32, for `logits`.
         """
-        step = Step.at((slot,), (start,), len(token_ids), self.rope)
+        steps = self._steps((slot,), (start,), len(token_ids))
         embedded = token_ids.clone() if token_ids.is_floating_point() else self.embed_tokens(token_ids)
-        residual = self._enter(embedded, step)
-        for attention, ffn in self.blocks:
+        residual = self._enter(embedded, (start,), len(token_ids))
+        for tier, (attention, ffn) in zip(self.tiers.layers, self.blocks, strict=True):
+            residual, step = tier.bring(residual), steps[tier]
             if self.config.block == "parallel":
                 residual = attention(residual, step, cache, onto=ffn.prefill(residual))
             else:
@@ -115,7 +139,7 @@ class Decoder:
         slots: tuple[int, ...],
         starts: tuple[int, ...],
         cache: KVCache,
-        tally: Tensor,
+        tally: Tensor | Sequence[Tensor],
         watch: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """One step of some sequences, several rows each if speculation asks for them.
@@ -123,18 +147,20 @@ class Decoder:
         Args:
             token_ids: [len(slots), rows] int64.
             slots, starts: place in the cache and length so far of each sequence.
-            tally: [layers, 4] int64, see `kernels.tally`; what each layer's FFN did is added.
+            tally: from `new_tally`, see `kernels.tally`; what each layer's FFN did is added.
             watch: called with (layer, residual) before each FFN; the step is then walked block by block.
 
         Returns:
             final hidden states, [len(slots) * rows, hidden] float32, for `logits`.
         """
-        step = Step.at(slots, starts, token_ids.shape[1], self.rope)
-        residual = self._enter(self.embed_tokens(token_ids.flatten()), step)
-        if self._whole_layers is not None and watch is None:
+        steps = self._steps(slots, starts, token_ids.shape[1])
+        residual = self._enter(self.embed_tokens(token_ids.flatten()), starts, token_ids.shape[1])
+        if self._whole_layers is not None and watch is None and isinstance(tally, Tensor):
+            step = next(iter(steps.values()))
             residual = self._whole_layers(residual, cache.keys, cache.values, step.cos, step.sin, slots, starts, tally)
         else:
-            for layer, (attention, ffn) in enumerate(self.blocks):
+            for layer, (tier, (attention, ffn)) in enumerate(zip(self.tiers.layers, self.blocks, strict=True)):
+                residual, step = tier.bring(residual), steps[tier]
                 between = residual if self.config.block == "parallel" else attention(residual, step, cache)
                 if watch is not None:
                     watch(layer, between)
@@ -152,7 +178,12 @@ class Decoder:
 
     def with_blocks(self, blocks: Sequence[tuple[Attention, FFN]]) -> Decoder:
         """The same model over the same tables with other blocks."""
-        return Decoder(self.config, self.embed, blocks, self.final_norm, self.lm_head, self.context, self.ends)
+        return Decoder(
+            self.config, self.embed, blocks, self.final_norm, self.lm_head, self.context, self.ends, self.tiers
+        )
+
+    def _steps(self, slots: tuple[int, ...], starts: tuple[int, ...], rows: int) -> dict[Tier, Step]:
+        return {tier: Step.at(slots, starts, rows, rope) for tier, rope in self._ropes.items()}
 
     def _fuse(self) -> DecodeLayers | None:
         """All layers as one op, if there are some and every FFN block allows it."""
@@ -167,21 +198,21 @@ class Decoder:
         config = self.config
         return DecodeLayers(layers, config.norm_eps, config.residual_scale, config.sliding_window)
 
-    def _enter(self, residual: Tensor, step: Step) -> Tensor:
+    def _enter(self, residual: Tensor, starts: tuple[int, ...], rows: int) -> Tensor:
         """The residual of the first block from embeddings, which may be overwritten."""
         if self.ends.project_in is not None:
             residual = linear(residual, self.ends.project_in)
         if self.ends.positions is not None:
             first = self.config.position_offset or 0
-            for i, start in enumerate(step.starts):
-                own = slice(i * step.rows, (i + 1) * step.rows)
-                residual[own] += self.ends.positions[first + start : first + start + step.rows]
+            for i, start in enumerate(starts):
+                own = slice(i * rows, (i + 1) * rows)
+                residual[own] += self.ends.positions[first + start : first + start + rows]
         return residual
 
     def _finish(self, residual: Tensor) -> Tensor:
-        hidden = residual
+        hidden = self.tiers.head.bring(residual)
         if self.final_norm is not None:
-            hidden = normalize(residual, self.final_norm, self.ends.final_norm_bias, self.config.norm_eps)
+            hidden = normalize(hidden, self.final_norm, self.ends.final_norm_bias, self.config.norm_eps)
         if self.ends.project_out is not None:
             hidden = linear(hidden, self.ends.project_out)
         return hidden * self.config.logit_scale

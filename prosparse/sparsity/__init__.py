@@ -7,7 +7,7 @@ from .of_layer import other_ffn
 from .plain import PlainDenseFFN, PlainExactFFN, PlainFFN
 from .plain_predicted import PlainPredictedFFN
 from .predicted import PredictedFFN
-from .selectors import Selector
+from .selectors import Selector, has_selector
 
 __all__ = [
     "DenseFFN",
@@ -20,5 +20,6 @@ __all__ = [
     "PlainPredictedFFN",
     "PredictedFFN",
     "Selector",
+    "has_selector",
     "other_ffn",
 ]

@@ -6,7 +6,7 @@ what lies there, however large the cold part is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +32,11 @@ class DoubleBuffer:
             self._staged = [torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
             self._copies = torch.cuda.Stream(device)
             self._copied, self._used = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
+
+    @classmethod
+    def large_enough(cls, device: torch.device, weights: Sequence[Weight]) -> DoubleBuffer:
+        """One of `BUFFER_BYTES` each, or less where the largest of these matrices needs less."""
+        return cls(device, min(BUFFER_BYTES, max(weight.shape[0] * _room(weight) for weight in weights)))
 
     @property
     def nbytes(self) -> int:
@@ -61,8 +66,7 @@ class DoubleBuffer:
 
     def rows_of_block(self, weight: Weight) -> int:
         """Rows of a matrix that fit, also when a packed block is unpacked to bfloat16 for a GEMM."""
-        unpacked = 2 * weight.shape[1] if weight.is_packed else 0
-        return self.block_bytes // max(weight.row_bytes, unpacked)
+        return self.block_bytes // _room(weight)
 
     def _start(self, rows: Tensor) -> tuple[int, Tensor]:
         """Start rows on their way into the buffer whose turn it is."""
@@ -86,6 +90,11 @@ class DoubleBuffer:
     def _release(self, place: int) -> None:
         if self.device.type == "cuda":
             self._used[place].record(torch.cuda.current_stream(self.device))
+
+
+def _room(weight: Weight) -> int:
+    """Bytes of a row, packed or not, whichever is more."""
+    return max(weight.row_bytes, 2 * weight.shape[1] if weight.is_packed else 0)
 
 
 def _shaped(buffer: Tensor, rows: Tensor) -> Tensor:

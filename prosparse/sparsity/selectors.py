@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -52,6 +53,20 @@ class Selector:
     def scores(self, residual: Tensor, x: Tensor) -> Tensor:
         """[tokens, neurons] float32 for any number of tokens; a neuron is predicted where `not score < 0`."""
         return self.guess.scores(residual, x)
+
+
+class Predicts(Protocol):
+    """An FFN block with a selector."""
+
+    selector: Selector | None
+
+    def audit(self, residual: Tensor) -> tuple[int, int]:
+        """How many neurons are active for a step's tokens, and how many of them are predicted."""
+
+
+def has_selector(ffn: object) -> TypeGuard[Predicts]:
+    """Whether an FFN block is predicted."""
+    return getattr(ffn, "selector", None) is not None
 
 
 def _blocks(gates: Sequence[Weight]) -> Iterator[Tensor]:

@@ -8,16 +8,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prosparse.kernels.weight import FORMAT_OF_DTYPE, Weight, bytes_per_row
+from prosparse.kernels.weight import FORMAT_OF_DTYPE, Weight
 
 from ..config import ModelConfig
 from ..errors import UserError
 from .checkpoint import Checkpoint
+from .divide import Cut, Division, whole
 from .formats import Formats, agree, check_asked, stored_formats
-from .model_weights import LayerWeights, ModelWeights
-from .names import bias_of, check_names, expected_shapes, format_of, is_down, is_matrix
+from .model_weights import ColdWeights, LayerWeights, ModelWeights
+from .names import bias_of, check_names, expected_shapes, format_of
 from .pickled import PickledCheckpoint
-from .reader import Progress, Reader, block_workers
+from .reader import Place, Progress, Reader, block_workers
 from .tables import Names, names_of
 
 log = logging.getLogger("prosparse")
@@ -32,6 +33,7 @@ def load_weights(
     *,
     lm_head: str = "auto",
     layouts: Sequence[str] | None = None,
+    division: Division | None = None,
 ) -> ModelWeights:
     """Read a model's weights.
 
@@ -45,6 +47,7 @@ def load_weights(
         progress: called with (done, total) bytes of weights.
         lm_head: its weight format; "auto" is as stored in a converted folder, else that of the other weights.
         layouts: of each layer, see `kernels.weight.LAYOUTS`; None is rows for all.
+        division: of a model with one gated FFN a layer between two devices, in place of `device`.
 
     Raises:
         CheckpointError: the checkpoint does not hold this model, or a weight is NaN or infinite (in its format).
@@ -57,8 +60,11 @@ def load_weights(
         check_names(checkpoint, config)
         formats = choose_formats(checkpoint, names_of(config), Formats(fmt, lm_head))
         with block_workers() as workers:
-            reader = Reader(checkpoint, expected_shapes(config), torch.device(device), workers, progress)
-            return _load(reader, config, formats, layouts or ["rows"] * config.layers)
+            shapes = expected_shapes(config)
+            fast = Place(torch.device(device) if division is None else division.fast)
+            slow = fast if division is None else Place(division.slow)
+            reader = Reader(checkpoint, shapes, fast, workers, progress)
+            return _load(reader, slow, config, formats, layouts or ["rows"] * config.layers, division)
 
 
 def load_layer(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig, layer: int) -> ModelWeights:
@@ -70,7 +76,7 @@ def load_layer(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig, 
     """
     names, sizes = names_of(config), expected_shapes(config)
     with block_workers() as workers:
-        reader = Reader(checkpoint, sizes, torch.device("cpu"), workers, None)
+        reader = Reader(checkpoint, sizes, Place(torch.device("cpu")), workers, None)
         embed = Weight(checkpoint.read(names.embed))
         return _with_ends(reader, names, "fp32", embed, embed, [_layer(reader, names, layer, config, "fp32", "rows")])
 
@@ -96,22 +102,34 @@ def has_own_lm_head(checkpoint: Checkpoint | PickledCheckpoint, names: Names) ->
     return embed.dtype != lm_head.dtype or not torch.equal(embed, lm_head)
 
 
-def _load(reader: Reader, config: ModelConfig, formats: Formats, layouts: Sequence[str]) -> ModelWeights:
-    checkpoint, names, sizes = reader.checkpoint, names_of(config), reader.sizes
+def _load(
+    reader: Reader,
+    slow: Place,
+    config: ModelConfig,
+    formats: Formats,
+    layouts: Sequence[str],
+    division: Division | None,
+) -> ModelWeights:
+    checkpoint, names, sizes, fast = reader.checkpoint, names_of(config), reader.sizes, reader.place
     tied = config.tied_embeddings
     if tied and has_own_lm_head(checkpoint, names):
         log.warning(
             "%s ties lm_head to the embedding, but holds a different lm_head; that one is used", checkpoint.folder
         )
         tied, sizes[names.lm_head] = False, sizes[names.embed]
-    total = 0
-    for name, size in sizes.items():
-        if is_matrix(names, name, size):
-            rows, columns = reversed(size) if is_down(names, name) else size
-            total += rows * bytes_per_row(format_of(name, names, formats, tied), columns)
-    reader.expect(total, formats.weights)
+    near = division or whole(fast.device, config.layers, config.neurons)
+    wanted = near.nbytes(names, sizes, formats, tied)
+    reader.expect(
+        {fast: sum(wanted)} if slow is fast else dict(zip((fast, slow), wanted, strict=True)), formats.weights
+    )
+    head = fast if near.head else slow
+    reader.place = head if tied else slow
     embed = reader.matrix(format_of(names.embed, names, formats, tied), names.embed)
-    layers = [_layer(reader, names, i, config, formats.weights, layout) for i, layout in enumerate(layouts)]
+    layers = []
+    for i, (layout, cut) in enumerate(zip(layouts, near.layers, strict=True)):
+        reader.place = fast if cut.attention else slow
+        layers.append(_layer(reader, names, i, config, formats.weights, layout, cut, slow))
+    reader.place = head
     lm_head = embed if tied else reader.matrix(formats.lm_head, names.lm_head)
     return _with_ends(reader, names, formats.weights, embed, lm_head, layers)
 
@@ -134,7 +152,16 @@ def _with_ends(
     )
 
 
-def _layer(reader: Reader, names: Names, layer: int, config: ModelConfig, fmt: str, layout: str) -> LayerWeights:
+def _layer(
+    reader: Reader,
+    names: Names,
+    layer: int,
+    config: ModelConfig,
+    fmt: str,
+    layout: str,
+    cut: Cut | None = None,
+    slow: Place | None = None,
+) -> LayerWeights:
     n = names.layer
     gates, ups, downs = (
         [pattern.format(layer, expert) for expert in range(config.ffns)] if pattern else []
@@ -143,16 +170,13 @@ def _layer(reader: Reader, names: Names, layer: int, config: ModelConfig, fmt: s
     qkv = list(dict.fromkeys(pattern.format(layer) for pattern in (n.q, n.k, n.v)))
     order = _split_heads(config) if len(qkv) == 1 else None
     qkv_bias = _vector(reader, *map(bias_of, qkv))
-    joined, o, gate = (
-        reader.matrix(fmt, *qkv, order=order),
-        reader.matrix(fmt, n.o.format(layer)),
-        reader.matrix(fmt, *gates),
-    )
+    joined, o = reader.matrix(fmt, *qkv, order=order), reader.matrix(fmt, n.o.format(layer))
     up: Weight | None
-    if layout == "bundled":
-        up, down = reader.bundle(fmt, ups[0], downs[0])
+    cold = None
+    if cut is not None and slow is not None and cut.order is not None:
+        gate, up, down, cold = _divided(reader, (gates[0], ups[0], downs[0]), fmt, layout, cut, cut.order, slow)
     else:
-        up, down = reader.matrix(fmt, *ups) if ups else None, reader.matrix(fmt, *downs, transpose=True)
+        gate, up, down = _undivided(reader, (gates, ups, downs), fmt, layout)
     return LayerWeights(
         attention_norm=reader.vector(n.attention_norm.format(layer)),
         qkv=joined,
@@ -168,7 +192,33 @@ def _layer(reader: Reader, names: Names, layer: int, config: ModelConfig, fmt: s
         gate_bias=_vector(reader, bias_of(n.gate.format(layer, 0))),
         down_bias=_vector(reader, bias_of(n.down.format(layer, 0))),
         router=_vector(reader, n.router.format(layer)),
+        cold=cold,
     )
+
+
+def _undivided(
+    reader: Reader, names: tuple[list[str], list[str], list[str]], fmt: str, layout: str
+) -> tuple[Weight, Weight | None, Weight]:
+    """gate, up and down of all FFNs of a layer."""
+    gates, ups, downs = names
+    gate = reader.matrix(fmt, *gates)
+    if layout == "bundled":
+        return gate, *reader.bundle(fmt, ups[0], downs[0])
+    return gate, reader.matrix(fmt, *ups) if ups else None, reader.matrix(fmt, *downs, transpose=True)
+
+
+def _divided(
+    reader: Reader, names: tuple[str, str, str], fmt: str, layout: str, cut: Cut, order: Tensor, slow: Place
+) -> tuple[Weight, Weight, Weight, ColdWeights]:
+    """gate, up and down of the first neurons in this order, and those of the others."""
+    (gate_name, up_name, down_name), rank = names, order.argsort()
+    (gate,), (cold_gate,) = reader.divide(fmt, {gate_name: False}, slow, rank, cut.gate)
+    if layout == "bundled":
+        (up, down), (cold_up, cold_down) = reader.divide(fmt, {up_name: False, down_name: True}, slow, rank, cut.hot)
+    else:
+        (up,), (cold_up,) = reader.divide(fmt, {up_name: False}, slow, rank, cut.hot)
+        (down,), (cold_down,) = reader.divide(fmt, {down_name: True}, slow, rank, cut.hot)
+    return gate, up, down, ColdWeights(cold_gate, cold_up, cold_down)
 
 
 def _vector(reader: Reader, *names: str) -> Tensor | None:

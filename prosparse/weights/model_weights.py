@@ -10,6 +10,19 @@ from prosparse.kernels.weight import Weight
 
 
 @dataclass(frozen=True, eq=False)
+class ColdWeights:
+    """What one of two devices holds of a layer's FFN: the last neurons in hot-first order.
+
+    Args:
+        gate, up, down: [neurons of each, hidden].
+    """
+
+    gate: Weight
+    up: Weight
+    down: Weight
+
+
+@dataclass(frozen=True, eq=False)
 class LayerWeights:
     """One layer. Biases and norms are float32, and None where the model has none.
 
@@ -23,6 +36,7 @@ class LayerWeights:
         attention_norm_bias, ffn_norm_bias, o_bias, down_bias: [hidden].
         gate_bias: [neurons].
         router: [experts, hidden] float32.
+        cold: rows of gate, up and down on another device; the three above are then the others, hot-first.
     """
 
     attention_norm: Tensor
@@ -39,11 +53,12 @@ class LayerWeights:
     gate_bias: Tensor | None = None
     down_bias: Tensor | None = None
     router: Tensor | None = None
+    cold: ColdWeights | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class ModelWeights:
-    """All weights of a model, on one device.
+    """All weights of a model, on one device or divided between two.
 
     Args:
         embed: token embeddings, [vocab, embed_width].
@@ -71,4 +86,6 @@ class ModelWeights:
             matrices.append(self.lm_head)
         for layer in self.layers:
             matrices += [layer.qkv, layer.o, layer.gate, layer.up, layer.down]
+            if layer.cold is not None:
+                matrices += [layer.cold.gate, layer.cold.up, layer.cold.down]
         return sum(matrix.nbytes for matrix in matrices if matrix is not None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -52,10 +53,42 @@ def block_workers() -> Iterator[Executor]:
         torch.set_num_threads(threads)
 
 
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """A matrix whose rows lie in two tensors, and in another order than they are stored.
+
+    Args:
+        first, second: its first and its other rows, [.., width] each; rows may lie apart.
+        rank: which row of the two together each stored row becomes, [rows] int64.
+    """
+
+    first: Tensor
+    second: Tensor
+    rank: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rank)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.first.dtype
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Room for stored rows, to be given to `put`."""
+        return self.first.new_empty(len(self.rank[rows]), self.first.shape[1])
+
+    def put(self, rows: slice, block: Tensor) -> None:
+        """Put stored rows where they belong."""
+        rank, cut = self.rank[rows], len(self.first)
+        is_first = rank < cut
+        self.first[rank[is_first]] = block[is_first]
+        self.second[rank[~is_first] - cut] = block[~is_first]
+
+
 def copy_matrix(
     checkpoint: Checkpoint | PickledCheckpoint,
     name: str,
-    out: Tensor,
+    out: Tensor | Halves,
     fmt: str,
     columns: int,
     workers: Executor,
@@ -66,7 +99,7 @@ def copy_matrix(
 
     Args:
         name: of a float matrix, or of one that is packed in this format already.
-        out: [rows, width(fmt, columns)] in the dtype of the format; its rows may lie apart.
+        out: [rows, width(fmt, columns)] in the dtype of the format; its rows may lie apart. Or two such tensors.
         fmt: a weight format.
         columns: of the result.
         workers: see `block_workers`.
@@ -85,29 +118,54 @@ def copy_matrix(
     def copy_block(start: int) -> None:
         rows = slice(start, start + BLOCK_ROWS)
         taken = rows if order is None else order[rows]
+        target = out[rows]
         if stored_so:
-            out[rows].copy_(source[taken])
-            return
-        block = source[:, rows].t() if transpose else source[taken]
-        if packed:
-            block = block.contiguous()
-            check_finite(checkpoint, name, block)
-            quantize(block, fmt, out=out[rows])
+            target.copy_(source[taken])
         else:
-            out[rows].copy_(block.to(out.dtype))
-            check_finite(checkpoint, name, out[rows])
+            block = source[:, rows].t() if transpose else source[taken]
+            if packed:
+                block = block.contiguous()
+                check_finite(checkpoint, name, block)
+                quantize(block, fmt, out=target)
+            else:
+                target.copy_(block.to(target.dtype))
+                check_finite(checkpoint, name, target)
+        if isinstance(out, Halves):
+            out.put(rows, target)
 
     for _ in workers.map(copy_block, range(0, len(out), BLOCK_ROWS)):
         pass
 
 
+class Place:
+    """Where tensors go.
+
+    Args:
+        device: on which they are in the end.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.empty: Callable[..., Tensor] = torch.empty  # on the CPU, where they are filled
+
+    @property
+    def free(self) -> int:
+        """Bytes that can be had."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_memory()
+
+    def reserve(self, nbytes: int) -> None:
+        """On the CPU tensors are filled where they stay: in one block of memory."""
+        if self.device.type == "cpu":
+            self.empty = Arena(nbytes).empty
+
+
 class Reader:
-    """Copies tensors of a checkpoint into new ones on a device.
+    """Copies tensors of a checkpoint into new ones on a device, or on two.
 
     Args:
         checkpoint: where they are read.
         sizes: (rows, columns) of every matrix as Hugging Face stores it, whatever the checkpoint packs it to.
-        device: where they go.
+        place: where whole tensors go; may be set anew between them.
         workers: see `block_workers`.
         progress: called with (done, total) bytes.
     """
@@ -116,48 +174,73 @@ class Reader:
         self,
         checkpoint: Checkpoint | PickledCheckpoint,
         sizes: dict[str, tuple[int, ...]],
-        device: torch.device,
+        place: Place,
         workers: Executor,
         progress: Progress | None,
     ) -> None:
-        self.checkpoint, self.sizes, self.device, self.progress = checkpoint, sizes, device, progress
+        self.checkpoint, self.sizes, self.place, self.progress = checkpoint, sizes, place, progress
         self.workers = workers
         self.done = self.total = 0
-        self.empty: Callable[..., Tensor] = torch.empty
 
-    def expect(self, total: int, what: str) -> None:
-        """Insist that `total` bytes fit into memory, and reserve them on the CPU; `what` names their format."""
-        self.total = total
-        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_memory()
-        if total > free:
-            raise MachineError(
-                f"load: the weights of {self.checkpoint.folder} need {total / 2**30:.1f} GiB as {what}, but "
-                f"{free / 2**30:.1f} GiB of {self.device.type} memory are free; close other programs or use a smaller "
-                "model"
-            )
-        if self.device.type == "cpu":
-            self.empty = Arena(total).empty
+    def expect(self, wanted: dict[Place, int], what: str) -> None:
+        """Insist that so many bytes of each place fit into memory, and reserve them; `what` names their format."""
+        self.total = sum(wanted.values())
+        for place in wanted:
+            total = sum(nbytes for other, nbytes in wanted.items() if other.device == place.device)
+            if total > place.free:
+                raise MachineError(
+                    f"load: the weights of {self.checkpoint.folder} need {total / 2**30:.1f} GiB as {what}, but "
+                    f"{place.free / 2**30:.1f} GiB of {place.device.type} memory are free; close other programs or use "
+                    "a smaller model"
+                )
+        for place, nbytes in wanted.items():
+            place.reserve(nbytes)
 
     def matrix(self, fmt: str, *parts: str, transpose: bool = False, order: Tensor | None = None) -> Weight:
         """One matrix, or several one below the other; transposed means that columns become rows, see `copy_matrix`."""
         sizes = [self.sizes[name][::-1] if transpose else self.sizes[name] for name in parts]
         columns = sizes[0][1]
-        codes = self.empty((sum(size[0] for size in sizes), width(fmt, columns)), dtype=FORMATS[fmt])
+        codes = self.place.empty((sum(size[0] for size in sizes), width(fmt, columns)), dtype=FORMATS[fmt])
         start = 0
         for name, size in zip(parts, sizes, strict=True):
             end = start + size[0]
             copy_matrix(self.checkpoint, name, codes[start:end], fmt, columns, self.workers, transpose, order)
             start = end
-        return self._finished(codes, fmt, columns)[0]
+        return self._finished(codes, fmt, columns, self.place)[0]
 
     def bundle(self, fmt: str, up: str, down: str) -> tuple[Weight, Weight]:
         """up, and down transposed, with the two rows of each neuron adjacent."""
         neurons, columns = self.sizes[up]
-        codes = self.empty((neurons, 2, width(fmt, columns)), dtype=FORMATS[fmt])
+        codes = self.place.empty((neurons, 2, width(fmt, columns)), dtype=FORMATS[fmt])
         copy_matrix(self.checkpoint, up, codes[:, 0], fmt, columns, self.workers)
         copy_matrix(self.checkpoint, down, codes[:, 1], fmt, columns, self.workers, transpose=True)
-        first, second = self._finished(codes, fmt, columns)
+        first, second = self._finished(codes, fmt, columns, self.place)
         return first, second
+
+    def divide(
+        self, fmt: str, parts: dict[str, bool], other: Place, rank: Tensor, cut: int
+    ) -> tuple[list[Weight], list[Weight]]:
+        """Matrices with one row a neuron in two places, the rows that a neuron has in them adjacent.
+
+        Args:
+            fmt: a weight format.
+            parts: their names, and whether columns become rows.
+            other: where neurons go from place `cut` on; those before go to `place`.
+            rank: the place of each neuron, [neurons] int64.
+            cut: how many go to `place`.
+
+        Returns:
+            the matrices' rows in `place`, and those in the other.
+        """
+        name, transpose = next(iter(parts.items()))
+        columns = self.sizes[name][0 if transpose else 1]
+        places = {self.place: cut, other: len(rank) - cut}
+        shapes = [(rows, len(parts), width(fmt, columns)) for rows in places.values()]
+        first, second = (place.empty(shape, dtype=FORMATS[fmt]) for place, shape in zip(places, shapes, strict=True))
+        for i, (name, transpose) in enumerate(parts.items()):
+            halves = Halves(first[:, i], second[:, i], rank)
+            copy_matrix(self.checkpoint, name, halves, fmt, columns, self.workers, transpose)
+        return self._finished(first, fmt, columns, self.place), self._finished(second, fmt, columns, other)
 
     def vector(self, *parts: str) -> Tensor:
         """Norm weights, biases and small tables are always float32: they are few."""
@@ -165,13 +248,13 @@ class Reader:
         for name, vector in zip(parts, vectors, strict=True):
             check_finite(self.checkpoint, name, vector)
         # torch.cat copies, so that no view keeps the file mapped
-        return torch.cat(vectors).to(self.device)
+        return torch.cat(vectors).to(self.place.device)
 
-    def _finished(self, codes: Tensor, fmt: str, columns: int) -> list[Weight]:
+    def _finished(self, codes: Tensor, fmt: str, columns: int, place: Place) -> list[Weight]:
         """The weights in a new tensor, which is counted: [rows, width], or [rows, weights, width]."""
         self.done += codes.nbytes
         if self.progress is not None:
             self.progress(self.done, self.total)
-        there = codes.to(self.device)
+        there = codes.to(place.device)
         views = [there] if there.dim() == 2 else list(there.unbind(1))
         return [Weight(view, columns if fmt in PACKED else None) for view in views]

@@ -1,0 +1,154 @@
+"""A placed plan in memory: who gets which rows, and the FFN blocks that two devices share."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import machine
+from ..config import ModelConfig
+from ..errors import MachineError, UnsupportedError, UserError
+from ..hardware import show_size
+from ..model.tiers import FAST, SLOW, Tier, Tiers
+from ..plan import Placement, Plan, Split
+from ..sparsity import HybridFFN, Selector
+from ..sparsity.double_buffer import DoubleBuffer
+from ..sparsity.link import Link
+from ..weights import ModelWeights
+from ..weights.divide import Cut, Division
+from ..weights.formats import Formats
+from ..weights.model_weights import ColdWeights, LayerWeights
+from ..weights.names import expected_shapes
+from ..weights.neuron_profile import Profile
+from ..weights.predictor import LayerPredictor
+from ..weights.tables import names_of
+
+CPU = torch.device("cpu")
+
+
+def fast_device(device: str) -> torch.device:
+    """Where a placed plan puts what is hot.
+
+    Args:
+        device: as in `load`; "cpu" is a second part of the CPU's memory, for trying a plan where there is no GPU.
+
+    Raises:
+        MachineError: there is no GPU, and the CPU was not asked for.
+    """
+    found = machine.resolve_device(device)
+    if found.type == "cpu" and device != "cpu":
+        raise MachineError(
+            "load: there is no GPU to place on; leave --budget or the placed plan out, or try it out within the CPU's "
+            "memory with --device cpu"
+        )
+    return found
+
+
+def check_profile(plan: Plan, profile: Profile | None) -> Profile:
+    """The profile that a placed plan was made with. Raises UserError for another one, or none."""
+    assert plan.placement is not None, "only placed plans need a profile"
+    wanted = plan.placement.profile
+    if profile is None:
+        raise UserError(f"plan: was made with profile {wanted}, which is not at hand; pass it with --profile")
+    if profile.key != wanted:
+        raise UserError(
+            f"plan: was made with profile {wanted}, but this one is {profile.key}, which orders neurons differently; "
+            "pass that one, or make the plan again"
+        )
+    return profile
+
+
+def check_can_be_shared(config: ModelConfig) -> None:
+    """Raise UnsupportedError for a model whose FFNs no two devices share."""
+    if not config.gated or config.experts:
+        kind = "experts" if config.experts else "FFNs without up projection"
+        raise UnsupportedError(f"load: a model with {kind} runs on one device; leave --budget out")
+
+
+def divide(plan: Plan, config: ModelConfig, profile: Profile | None, fast: torch.device) -> Division:
+    """Where a placed plan puts the rows of a model's weights.
+
+    Raises:
+        UserError: the profile is not the plan's, or a layer of the CPU has neurons on the GPU.
+        UnsupportedError: FFNs that cannot be shared.
+    """
+    assert plan.placement is not None, "a plan without placement is for one device"
+    check_can_be_shared(config)
+    profile = check_profile(plan, profile)
+    cuts = []
+    for number, layer in enumerate(plan.layers):
+        split = layer.split or Split(0, 0, attention=False)
+        if not split.attention and split.gate:
+            raise UserError(
+                f"plan: layer {number} has its attention on the CPU but {split.gate} neurons on the GPU; all of such a "
+                "layer is on the CPU: make the plan again"
+            )
+        is_whole = not split.attention or split.hot == config.neurons
+        cuts.append(Cut(split.gate, split.hot, split.attention, None if is_whole else profile.hot_first(number)))
+    return Division(fast, CPU, tuple(cuts), plan.placement.head)
+
+
+def tiers_of(division: Division, tied: bool) -> Tiers:
+    """Where the residual goes."""
+    fast, slow = Tier(FAST, division.fast), Tier(SLOW, division.slow)
+    head = fast if division.head else slow
+    layers = tuple(fast if cut.attention else slow for cut in division.layers)
+    beside = tuple(None if cut.order is None else slow for cut in division.layers)
+    return Tiers(layers, head if tied else slow, head, beside)
+
+
+def agreed(placement: Placement, asked: Formats, context: int | None) -> tuple[Formats, int]:
+    """The formats and the context that a placed plan was made for. Raises UserError where others are asked for."""
+    for what, wanted, planned in (
+        ("--weights", asked.weights, placement.weights),
+        ("--lm-head", asked.lm_head, placement.lm_head),
+    ):
+        if wanted not in ("auto", planned):
+            raise UserError(f"plan: was made for {what} {planned}, not {wanted}; make one for that, or leave it out")
+    if context is not None and context > placement.context:
+        raise UserError(
+            f"plan: has room for a context of {placement.context} tokens, not {context}; make one for that, or lower "
+            "--context"
+        )
+    return Formats(placement.weights, placement.lm_head), placement.context if context is None else context
+
+
+def check_room(division: Division, config: ModelConfig, formats: Formats, context: int) -> None:
+    """Raise MachineError unless weights and cache of the fast device fit into what is free there now."""
+    weights, _ = division.nbytes(names_of(config), expected_shapes(config), formats, config.tied_embeddings)
+    position = 2 * config.kv_heads * config.head_dim * (4 if formats.weights == "fp32" else 2)
+    need = weights + sum(cut.attention for cut in division.layers) * context * position
+    on_gpu = division.fast.type == "cuda"
+    free = torch.cuda.mem_get_info(division.fast)[0] if on_gpu else machine.available_memory()
+    if need > free:
+        raise MachineError(
+            f"plan: puts {show_size(need)} of weights and cache {'on the GPU' if on_gpu else 'into memory'}, but "
+            f"{show_size(free)} are free there now; close other programs, or make a plan for a lower --budget"
+        )
+
+
+class Sharing:
+    """What the shared blocks of a model have in common.
+
+    Args:
+        division: of the model.
+        tensors: divided so.
+    """
+
+    def __init__(self, division: Division, tensors: ModelWeights) -> None:
+        self.division, self.link = division, Link(division.fast, division.slow)
+        cold = [part for own in tensors.layers if own.cold for part in (own.cold.gate, own.cold.up, own.cold.down)]
+        self.buffer = DoubleBuffer.large_enough(division.fast, cold) if cold else None
+
+    def ffn(
+        self, config: ModelConfig, layer: int, own: LayerWeights, cold: ColdWeights, mode: str,
+        predictor: LayerPredictor | None,
+    ) -> HybridFFN:  # fmt: skip
+        """The block of a layer that two devices share."""
+        order = self.division.layers[layer].order
+        assert order is not None and own.up is not None and self.buffer is not None, "the layer is divided"
+        selector = None if predictor is None else Selector(predictor.in_order(order), own.gate, cold.gate)
+        hot, rest = (own.gate, own.up, own.down), (cold.gate, cold.up, cold.down)
+        return HybridFFN(
+            own.ffn_norm, config.norm_eps, hot, rest, order, config.activation, config.residual_scale, mode, self.link,
+            self.buffer, selector,
+        )  # fmt: skip
