@@ -11,8 +11,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..config import ModelConfig
-from ..errors import UserError
-from ..hardware import PRESETS, Machine, named_machine, parse_size, show_size
+from ..hardware import Machine, named_machine, parse_size, show_size, this_machine
 from ..placement import place
 from ..plan import Plan, fingerprint
 from ..weights import Checkpoint
@@ -31,12 +30,14 @@ log = logging.getLogger("prosparse")
 
 
 def machine_of(given: Machine | str | Path | None) -> Machine:
-    """The machine to plan for. Raises UserError for none, or no such description."""
+    """The machine to plan for: the one described, else this one.
+
+    Raises:
+        UserError: no such description.
+        MachineError: none is given, and this one has no GPU.
+    """
     if given is None:
-        raise UserError(
-            f"load: a budget needs a machine to plan for; pass --machine, a description file or one of "
-            f"{', '.join(PRESETS)}"
-        )
+        return this_machine()
     return given if isinstance(given, Machine) else named_machine(str(given))
 
 
@@ -51,6 +52,24 @@ def known_profile(given: Profile | str | Path | None, config: ModelConfig, conte
     if profile is not None:
         profile.check_fits(fingerprint(config), content, config.layers, config.neurons)
     return profile
+
+
+def profile_for(
+    given: Profile | str | Path | None, config: ModelConfig, content: str, whole: Callable[[], Engine]
+) -> Profile:
+    """As `known_profile`; where there is none, one of the packaged text, which is kept.
+
+    Args:
+        given, config: as in `known_profile`.
+        content: `content_key` of the weights.
+        whole: loads the model on one device.
+    """
+    found = known_profile(given, config, content)
+    if found is None:
+        log.info("no profile of this model yet: its neurons are counted once, on the packaged text")
+        found = profile_neurons(whole(), content)
+        PlanCache(fingerprint(config), content).keep_profile(found)
+    return found
 
 
 def plan_for(
@@ -78,15 +97,12 @@ def plan_for(
     Raises:
         UserError: a budget that is none or too small, or a profile or machine that is none.
         UnsupportedError: FFNs that cannot be shared.
+        MachineError: no machine is given, and this one has no GPU.
     """
     check_can_be_shared(config)
     target, nbytes = machine_of(machine), parse_size(budget, "budget")
     formats, content = choose_formats(checkpoint, names_of(config), asked), content_of(checkpoint, config)
-    found = known_profile(profile, config, content)
-    if found is None:
-        log.info("no profile of this model yet: its neurons are counted once, on the packaged text")
-        found = profile_neurons(whole(formats), content)
-        PlanCache(fingerprint(config), content).keep_profile(found)
+    found = profile_for(profile, config, content, lambda: whole(formats))
     return plan_within(nbytes, target, config, found, content, mode, formats, context, predictor), found
 
 
