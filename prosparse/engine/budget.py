@@ -55,7 +55,11 @@ def known_profile(given: Profile | str | Path | None, config: ModelConfig, conte
 
 
 def profile_for(
-    given: Profile | str | Path | None, config: ModelConfig, content: str, whole: Callable[[], Engine]
+    given: Profile | str | Path | None,
+    config: ModelConfig,
+    content: str,
+    whole: Callable[[], Engine],
+    progress: Callable[[int, int], None] | None = None,
 ) -> Profile:
     """As `known_profile`; where there is none, one of the packaged text, which is kept.
 
@@ -63,11 +67,12 @@ def profile_for(
         given, config: as in `known_profile`.
         content: `content_key` of the weights.
         whole: loads the model on one device.
+        progress: called with (tokens done, tokens in all) while they are counted.
     """
     found = known_profile(given, config, content)
     if found is None:
         log.info("no profile of this model yet: its neurons are counted once, on the packaged text")
-        found = profile_neurons(whole(), content)
+        found = profile_neurons(whole(), content, progress)
         PlanCache(fingerprint(config), content).keep_profile(found)
     return found
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 
 import torch
@@ -56,9 +55,8 @@ def circumstances() -> dict[str, str]:
 
 def cache_file(facts: dict[str, str]) -> Path:
     """Where the measurement under these circumstances is kept."""
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(folder) / "prosparse" / f"machine-{key}.json"
+    return this.cache_folder() / f"machine-{key}.json"
 
 
 def _read(path: Path) -> Machine | None:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from prosparse.kernels.weight import Weight
 
+from .link import has_streams
+
 BUFFER_BYTES = 64 << 20  # of each: at 12 GB/s a block travels for 6 ms, beside which what starts a copy is nothing
 
 
@@ -28,9 +30,9 @@ class DoubleBuffer:
         self.device, self.block_bytes = device, nbytes
         self._buffers = [torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(2)]
         self._next = 0
-        if device.type == "cuda":
+        self._copies = torch.cuda.Stream(device) if has_streams(device) else None
+        if self._copies is not None:
             self._staged = [torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-            self._copies = torch.cuda.Stream(device)
             self._copied, self._used = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
 
     @classmethod
@@ -72,7 +74,7 @@ class DoubleBuffer:
         """Start rows on their way into the buffer whose turn it is."""
         place, self._next = self._next, 1 - self._next
         block = _shaped(self._buffers[place], rows)
-        if self.device.type != "cuda":
+        if self._copies is None:
             block.copy_(rows)
             return place, block
         self._copied[place].synchronize()  # what was staged there has left
@@ -84,11 +86,11 @@ class DoubleBuffer:
         return place, block
 
     def _await(self, place: int) -> None:
-        if self.device.type == "cuda":
+        if self._copies is not None:
             torch.cuda.current_stream(self.device).wait_event(self._copied[place])
 
     def _release(self, place: int) -> None:
-        if self.device.type == "cuda":
+        if self._copies is not None:
             self._used[place].record(torch.cuda.current_stream(self.device))
 
 

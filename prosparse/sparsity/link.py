@@ -15,6 +15,11 @@ from torch import Tensor
 ALIGNMENT = 64  # bytes
 
 
+def has_streams(device: torch.device) -> bool:
+    """Whether copies to and from a device may go on beside what it and the CPU compute."""
+    return device.type == "cuda"
+
+
 class Link:
     """One pair of devices.
 
@@ -28,11 +33,7 @@ class Link:
     def __init__(self, fast: torch.device, slow: torch.device) -> None:
         self.fast, self.slow, self.lock = fast, slow, threading.RLock()
         self._pinned: dict[str, Tensor] = {}
-        self._copies = torch.cuda.Stream(fast) if self._is_asynchronous else None
-
-    @property
-    def _is_asynchronous(self) -> bool:
-        return self.fast.type == "cuda" and self.slow.type == "cpu"
+        self._copies = torch.cuda.Stream(fast) if has_streams(fast) else None
 
     def send(self, name: str, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         """Start tensors on their way to the slow device.
@@ -54,7 +55,7 @@ class Link:
             for tensor, view in zip(tensors, there, strict=True):
                 view.copy_(tensor, non_blocking=True)
                 tensor.record_stream(self._copies)
-            arrived.record()
+            arrived.record(self._copies)
 
         def wait() -> list[Tensor]:
             arrived.synchronize()

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..config import ModelConfig
 from ..config.shapes import shape
+from ..engine import Engine
+from ..engine.budget import profile_for
 from ..engine.load import DEFAULT_CONTEXT, EMBEDDED_MODEL, load
 from ..engine.source import held_formats, open_source
 from ..errors import UserError
 from ..placement.activity import synthetic_profile
 from ..plan import fingerprint
-from ..weights import Checkpoint, resolve_model
+from ..weights import resolve_model
+from ..weights.content import content_of
 from ..weights.formats import Formats, check_asked
 from ..weights.load import choose_formats
 from ..weights.names import check_names
-from ..weights.neuron_profile import Profile, content_key
+from ..weights.neuron_profile import Profile
 from ..weights.predictor import Predictor
 from ..weights.synthetic import Knobs
 from ..weights.tables import names_of
-from .measure import measure
-from .windows import CALIBRATION
-
-TOKENS = 8192  # of the packaged text: enough to tell neurons of 1 in 100 tokens from those of 1 in 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def of_model(
 
     Args:
         model: folder, GGUF file or hub id; None is the embedded model.
-        profile: file; None counts `TOKENS` tokens of the packaged text, for which the model is loaded on the CPU.
+        profile: file; None is the one in the cache, else one of the packaged text: the model is loaded for it.
         weights, lm_head: formats; "auto" is what `load` makes of them.
         context: see `of_shape`.
         predictor: checked to be of this model.
@@ -100,23 +100,15 @@ def of_model(
     with source.checkpoint() as checkpoint:
         check_names(checkpoint, config)
         formats = choose_formats(checkpoint, names, held_formats(checkpoint, Formats(weights, lm_head)))
-        content = _content(checkpoint, config)
+        content = content_of(checkpoint, config)
     if predictor is not None:
         predictor.check_fits(fingerprint(config), content, config.layers, config.neurons, config.hidden)
-    if profile is None:
-        engine = load(model, weights=formats.weights, lm_head=formats.lm_head, device="cpu")
-        counts = measure(engine, CALIBRATION, tokens=TOKENS, progress=progress).profile()
-    else:
-        counts = Profile.load(profile).of_model(fingerprint(config), content, config.layers, config.neurons)
+
+    def whole() -> Engine:
+        return load(model, "dense", formats.weights, "cpu", lm_head=formats.lm_head)
+
+    counts = profile_for(profile, config, content, whole, None if progress is None else partial(progress, "counting"))
     return Subject(config, counts, formats.weights, formats.lm_head, _context(config, context))
-
-
-def _content(checkpoint: Checkpoint, config: ModelConfig) -> str:
-    """`content_key` of weights that are not loaded."""
-    names = names_of(config)
-    each = [pattern.format(layer) for layer in range(config.layers)
-            for pattern in (names.layer.attention_norm, names.layer.ffn_norm)]  # fmt: skip
-    return content_key(checkpoint.read(name) for name in (*each, names.final_norm))
 
 
 def _context(config: ModelConfig, context: int | None) -> int:
