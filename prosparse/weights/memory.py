@@ -21,10 +21,33 @@ log = logging.getLogger("prosparse")
 
 HUGE_PAGE = 2 << 20  # bytes, on x86-64 and most arm64
 ALIGNMENT = 64  # bytes: a cache line
+SLACK = 1 << 20  # bytes: what alignment takes of 16 000 tensors
 
 
-class Arena:
-    """Hands out tensors of one block of the CPU's memory, which is freed when the last of them is.
+class Block:
+    """Hands out tensors of one block of a device's memory, which is freed when the last of them is.
+
+    A caching allocator rounds each tensor up, a GPU's to 2 MiB: over all matrices of a model, more than a percent.
+
+    Args:
+        nbytes: of all tensors together.
+        device: not the CPU, see `Arena`.
+    """
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self._bytes, self._used = torch.empty(nbytes + SLACK, dtype=torch.uint8, device=device), 0
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        start = self._used
+        self._used = start + -(-nbytes // ALIGNMENT) * ALIGNMENT
+        assert self._used <= self._bytes.numel(), "more was taken from a block than was asked for"
+        return self._bytes[start : start + nbytes].view(dtype).view(*shape)
+
+
+class Arena(Block):
+    """A block of the CPU's memory.
 
     Args:
         nbytes: of all tensors together.
@@ -49,11 +72,3 @@ class Arena:
                 log.info("no huge pages for the weights (%s): pages of 4 KiB serve, somewhat slower", error)
         self._bytes = torch.frombuffer(block, dtype=torch.uint8)  # keeps the block alive, as every view of it does
         self._used = -self._bytes.data_ptr() % HUGE_PAGE
-
-    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor."""
-        nbytes = math.prod(shape) * dtype.itemsize
-        start = self._used
-        self._used = start + -(-nbytes // ALIGNMENT) * ALIGNMENT
-        assert self._used <= self._bytes.numel(), "more was taken from an arena than was asked for"
-        return self._bytes[start : start + nbytes].view(dtype).view(*shape)

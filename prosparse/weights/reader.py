@@ -23,7 +23,7 @@ from .checkpoint import Checkpoint
 from .finite import check_finite, check_scales
 from .formats import PACKED
 from .gguf import GgufCheckpoint
-from .memory import Arena
+from .memory import Arena, Block
 from .pickled import PickledCheckpoint
 
 Progress = Callable[[int, int], None]
@@ -147,6 +147,7 @@ class Place:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.empty: Callable[..., Tensor] = torch.empty  # on the CPU, where they are filled
+        self._block: Block | None = None  # on another device, where they go then
 
     @property
     def free(self) -> int:
@@ -154,9 +155,17 @@ class Place:
         return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_memory()
 
     def reserve(self, nbytes: int) -> None:
-        """On the CPU tensors are filled where they stay: in one block of memory."""
+        """One block of memory for tensors of so many bytes; on the CPU they are filled where they stay."""
         if self.device.type == "cpu":
             self.empty = Arena(nbytes).empty
+        else:
+            self._block = Block(nbytes, self.device)
+
+    def settle(self, filled: Tensor) -> Tensor:
+        """A tensor from `empty`, where it stays."""
+        if self.device.type == "cpu" or self._block is None:
+            return filled.to(self.device)
+        return self._block.empty(filled.shape, filled.dtype).copy_(filled)
 
 
 class Reader:
@@ -255,6 +264,6 @@ class Reader:
         self.done += codes.nbytes
         if self.progress is not None:
             self.progress(self.done, self.total)
-        there = codes.to(place.device)
+        there = place.settle(codes)
         views = [there] if there.dim() == 2 else list(there.unbind(1))
         return [Weight(view, columns if fmt in PACKED else None) for view in views]

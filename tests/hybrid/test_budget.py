@@ -30,7 +30,7 @@ from prosparse.errors import MachineError, UnsupportedError, UserError
 from prosparse.hardware import PRESETS, Machine, parse_size
 from prosparse.placement.sizes import sizes_of
 from prosparse.plan import LayerPlan, Placement, Plan, Split, fingerprint
-from prosparse.sparsity import HybridFFN
+from prosparse.sparsity import HybridFFN, has_selector
 from prosparse.study import measure
 from prosparse.weights.formats import Formats
 from prosparse.weights.neuron_profile import Profile
@@ -68,13 +68,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model") / "m")
 
 
+@pytest.mark.parametrize(("mode", "weights"), [("exact", "bf16"), ("dense", "int4"), ("predicted", "int8")])
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_what_is_allocated_is_what_the_plan_counts(undivided: Engine, budget: str) -> None:
+def test_what_is_allocated_is_what_the_plan_counts(budget: str, mode: str, weights: str) -> None:
     """To the byte, but for the workspace, which is reserved for prompts, buffers and graphs."""
-    engine = within(budget)
+    engine = within(budget, mode=mode, weights=weights)
     config, placement, decoder = engine.config, engine.plan.placement, engine.decoder
     assert placement is not None and placement.budget == parse_size(budget)
-    sizes = sizes_of(config, "bf16", "bf16", 256, "exact")
+    sizes = sizes_of(config, weights, weights, 256, mode)
     tensors: list[Tensor] = []
     for (attention, ffn), layer in zip(decoder.blocks, engine.plan.layers, strict=True):
         if layer.split is None or not layer.split.attention:
@@ -83,6 +84,7 @@ def test_what_is_allocated_is_what_the_plan_counts(undivided: Engine, budget: st
         matrices = [attention.qkv, attention.o, own.gate, own.up, own.down]  # type: ignore[attr-defined]
         tensors += [matrix.codes for matrix in matrices]
         tensors += [attention.norm, ffn.norm]  # type: ignore[attr-defined]
+        tensors += ffn.selector.guess.tensors if has_selector(ffn) else []  # type: ignore[union-attr]
     if placement.head:
         tensors += [decoder.lm_head.codes, decoder.final_norm]  # type: ignore[list-item]
     session = Session(decoder, engine.kv_dtype, 1, engine.context)
@@ -92,9 +94,13 @@ def test_what_is_allocated_is_what_the_plan_counts(undivided: Engine, budget: st
     shared = [ffn for _, ffn in decoder.blocks if isinstance(ffn, HybridFFN)]
     assert len({id(ffn.buffer) for ffn in shared}) == (1 if shared else 0)
     assert sum(ffn.buffer.nbytes for ffn in shared[:1]) <= sizes.fixed
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_tokens_are_those_of_the_undivided_model(undivided: Engine, budget: str) -> None:
     options = {"max_new_tokens": 16, "ignore_eos": True}
     expected = undivided.generate("Once upon a time", **options).token_ids
-    assert engine.generate("Once upon a time", **options).token_ids == expected
+    assert within(budget).generate("Once upon a time", **options).token_ids == expected
 
 
 def test_profile_and_plan_are_made_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -119,13 +125,6 @@ def test_the_profile_counts_what_measure_counts(undivided: Engine, monkeypatch: 
     ours, theirs = profile_neurons(undivided, "0"), measure(undivided, [windows]).profile()
     assert ours.tokens == theirs.tokens == windows.numel() and ours.model == theirs.model
     assert torch.equal(ours.counts, theirs.counts) and ours.content == "0"
-
-
-@pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_packed_weights_and_predictors_within_a_budget(weights: str) -> None:
-    engine = within("183MiB", weights=weights, mode="predicted")
-    assert engine.weights == weights and engine.plan.mode == "predicted"
-    assert engine.generate("Once", max_new_tokens=4, ignore_eos=True).stats["predicted_sparsity"] is not None
 
 
 def test_a_file_takes_the_place_of_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
