@@ -9,6 +9,7 @@ from ..config import ModelConfig
 from ..errors import MachineError, UnsupportedError, UserError
 from ..hardware import show_size
 from ..model.tiers import FAST, SLOW, Tier, Tiers
+from ..placement.sizes import sizes_of
 from ..plan import Placement, Plan, Split
 from ..sparsity import HybridFFN, Selector
 from ..sparsity.double_buffer import DoubleBuffer
@@ -17,10 +18,8 @@ from ..weights import ModelWeights
 from ..weights.divide import Cut, Division
 from ..weights.formats import Formats
 from ..weights.model_weights import ColdWeights, LayerWeights
-from ..weights.names import expected_shapes
 from ..weights.neuron_profile import Profile
-from ..weights.predictor import LayerPredictor
-from ..weights.tables import names_of
+from ..weights.predictor import LayerPredictor, Predictor
 
 CPU = torch.device("cpu")
 
@@ -112,17 +111,24 @@ def agreed(placement: Placement, asked: Formats, context: int | None) -> tuple[F
     return Formats(placement.weights, placement.lm_head), placement.context if context is None else context
 
 
-def check_room(division: Division, config: ModelConfig, formats: Formats, context: int) -> None:
-    """Raise MachineError unless weights and cache of the fast device fit into what is free there now."""
-    weights, _ = division.nbytes(names_of(config), expected_shapes(config), formats, config.tied_embeddings)
-    position = 2 * config.kv_heads * config.head_dim * (4 if formats.weights == "fp32" else 2)
-    need = weights + sum(cut.attention for cut in division.layers) * context * position
-    on_gpu = division.fast.type == "cuda"
-    free = torch.cuda.mem_get_info(division.fast)[0] if on_gpu else machine.available_memory()
+def check_room(plan: Plan, config: ModelConfig, context: int, predictor: Predictor | None, fast: torch.device) -> None:
+    """Raise MachineError unless what a placed plan takes, beside the device's context, is free there now."""
+    placement = plan.placement
+    assert placement is not None, "a plan without placement is for one device"
+    sizes = sizes_of(config, placement.weights, placement.lm_head, context, plan.mode, predictor)
+    splits = [(layer.split, guess) for layer, guess in zip(plan.layers, sizes.predictor, strict=True)]
+    near = [
+        sizes.attention + sizes.cache + guess + sizes.row * (split.gate + 2 * split.hot)
+        for split, guess in splits
+        if split is not None and split.attention
+    ]
+    need = sum(near) + placement.head * sizes.head + (sizes.fixed if near else 0)
+    on_gpu = fast.type == "cuda"
+    free = torch.cuda.mem_get_info(fast)[0] if on_gpu else machine.available_memory()
     if need > free:
         raise MachineError(
-            f"plan: puts {show_size(need)} of weights and cache {'on the GPU' if on_gpu else 'into memory'}, but "
-            f"{show_size(free)} are free there now; close other programs, or make a plan for a lower --budget"
+            f"plan: takes {show_size(need)} {'of the GPU' if on_gpu else 'of memory for its fast part'}, but "
+            f"{show_size(free)} are free now; close other programs, or make a plan for a lower --budget"
         )
 
 

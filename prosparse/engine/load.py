@@ -93,6 +93,8 @@ def load(
         raise UserError(f"load: dtype {dtype!r} and weights {weights!r} disagree; dtype is an alias, pass one")
     if budget is None:
         resolve_device(device)  # a device that is not there is told before anything else
+        if machine is not None:
+            raise UserError("load: a machine is what a budget is planned for, and there is none; pass --budget too")
     elif plan is not None:
         raise UserError("load: a plan already has its budget, but another one was given too; pass one of them")
     else:
@@ -127,7 +129,9 @@ def load(
         asked, tokens = agreed(chosen.placement, asked, context)
         known = known_profile(profile, config, content_of(checkpoint, config))
         division = divide(chosen, config, known, fast_device(device))
-        check_room(division, config, asked, tokens)
+        check_room(chosen, config, tokens, predictor, division.fast)
+    elif profile is not None:
+        raise UserError("load: a profile is for a budget or a placed plan, and there is neither; pass --budget too")
     tensors = load_weights(
         checkpoint, config, asked.weights, resolve_device(device), progress, lm_head=asked.lm_head,
         layouts=[layer.layout for layer in chosen.layers], division=division,

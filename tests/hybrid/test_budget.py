@@ -162,6 +162,18 @@ def test_what_is_no_budget(options: dict[str, object], message: str) -> None:
         within(**{"budget": "4GiB", **options})  # type: ignore[arg-type]
 
 
+def test_what_only_a_budget_takes(undivided: Engine) -> None:
+    with pytest.raises(UserError, match="a profile is for a budget or a placed plan, and there is neither"):
+        prosparse.load(profile=some_profile(undivided))
+    with pytest.raises(UserError, match="a machine is what a budget is planned for, and there is none"):
+        prosparse.load(machine=MACHINE)
+
+
+def test_shared_layers_are_not_looked_into(undivided: Engine) -> None:
+    with pytest.raises(UnsupportedError, match="HybridFFN is no FFN that can be looked into"):
+        measure(within("190MiB"), [torch.tensor([IDS])])
+
+
 def hand_made(folder: Path, seed: int = 1, **options: object) -> tuple[Plan, Profile]:
     engine = prosparse.load(folder, weights="fp32")
     profile = some_profile(engine, seed)
@@ -209,7 +221,7 @@ def test_a_plan_is_for_its_formats_and_context(folder: Path, monkeypatch: pytest
 def test_memory_that_shrank_meanwhile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, profile = hand_made(folder)
     monkeypatch.setattr(this, "available_memory", lambda: 1000)
-    with pytest.raises(MachineError, match="^plan: puts .* into memory, but 0.0 MiB are free there now"):
+    with pytest.raises(MachineError, match="^plan: takes .* of memory for its fast part, but 0.0 MiB are free now"):
         on_cpu(folder, plan, profile)
 
 
@@ -245,7 +257,7 @@ def test_damaged_files_in_the_cache_are_made_again(
 ) -> None:
     monkeypatch.setenv("PROSPARSE_CACHE", str(tmp_path))
     monkeypatch.setattr("prosparse.engine.profiling.TOKENS", 64)
-    options = {"budget": "4GiB", "device": "cpu", "machine": MACHINE}
+    options = {"budget": "4GiB", "device": "cpu", "machine": MACHINE, "context": 64}
     first = prosparse.load(folder, **options)  # type: ignore[arg-type]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(path.suffix for path in files) == [".json", ".safetensors"]

@@ -61,7 +61,7 @@ def meaning(case, activation, mask, residual, scale) -> Bounded:
     return Bounded(value, abs(scale) * y.error + rounding)
 
 
-@pytest.mark.parametrize("cuts", CUTS, ids=str)
+@pytest.mark.parametrize("cuts", [(0, 0), (1, 0), (33, 12), (40, 40), (NEURONS, 0), (NEURONS, NEURONS)], ids=str)
 @pytest.mark.parametrize("weights", FORMATS, ids=label)
 def test_exact_is_the_undivided_ffn(backend, weights, cuts):
     for number, (tokens, activation) in enumerate(zip((1, 2, 3, 9, 16), SPARSE, strict=True)):
@@ -108,7 +108,7 @@ def test_any_order_any_cuts_and_any_sparsity(data, tokens, hidden, neurons, weig
     assert done[COLD_STEPS] == (0 if between_or_none else 1)
 
 
-@pytest.mark.parametrize("cuts", CUTS, ids=str)
+@pytest.mark.parametrize("cuts", [(0, 0), (33, 12), (NEURONS, 0), (NEURONS, NEURONS)], ids=str)
 @pytest.mark.parametrize("activation", [RELU, Activation("fatrelu", 0.5), Activation("silu")], ids=str)
 def test_dense_is_the_undivided_ffn(backend, activation, cuts):
     case = make_case(3, 60, NEURONS, torch.bfloat16)
@@ -197,8 +197,8 @@ def test_closed_neurons_are_not_read_on_either_side(cuts, which):
 
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
 @pytest.mark.parametrize("weights", FORMATS, ids=label)
-@pytest.mark.parametrize("tokens", [1, 5, 40])
-def test_prefill_is_that_of_the_undivided_ffn(weights, cuts, tokens):
+def test_prefill_is_that_of_the_undivided_ffn(weights, cuts):
+    tokens = 40 if cuts[0] % 2 else 5  # a GEMM, or what a step uses
     case = make_case(tokens, 64, NEURONS, weights)
     ffn = divide(case, RELU, "exact", *cuts, some_order(NEURONS), scale=0.5, block_bytes=1024)
     seen = []
