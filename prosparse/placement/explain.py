@@ -111,18 +111,19 @@ def bound_s(case: Case, budget: int) -> float:
         budget: bytes.
     """
     config, sizes, machine = case.config, case.sizes, case.machine
-    read, held = [float(sizes.head)], [float(sizes.head)]
+    reads, holds = [np.array([float(sizes.head)])], [np.array([float(sizes.head)])]
     for layer, (mode, own) in enumerate(zip(case.modes, case.activity, strict=True)):
-        whole = sizes.attention + sizes.cache + sizes.predictor[layer]
+        whole = np.array([float(sizes.attention + sizes.cache + sizes.predictor[layer])])
+        row = np.full(config.neurons, float(sizes.row))
         gate = np.diff(own.named) if mode == "predicted" else np.ones(config.neurons)
         rows = np.full(config.neurons, 2.0) if mode == "dense" else np.diff(own.rows)
-        read += [whole, *(gate * sizes.row), *(rows * sizes.row)]
-        held += [whole, *np.full(config.neurons, sizes.row), *np.full(config.neurons, 2 * sizes.row)]
-    reads, holds = np.array(read), np.array(held)
-    order = np.argsort(-reads / holds, kind="stable")
-    room = budget - case.problem.fixed - np.cumsum(holds[order])
-    cold = float(reads[order][room < 0].sum())
-    return max(cold / machine.cpu_stream, float(reads.sum()) / (machine.cpu_stream + machine.gpu_stream))
+        reads += [whole, gate * row, rows * row]
+        holds += [whole, row, 2 * row]
+    read, held = np.concatenate(reads), np.concatenate(holds)
+    order = np.argsort(-read / held, kind="stable")
+    room = budget - case.problem.fixed - np.cumsum(held[order])
+    cold = float(read[order][room < 0].sum())
+    return max(cold / machine.cpu_stream, float(read.sum()) / (machine.cpu_stream + machine.gpu_stream))
 
 
 def _way(name: str, plan: Plan, case: Case, simulated: bool, predictor: Predictor | None) -> Way:
