@@ -18,11 +18,13 @@ from prosparse.kernels.gate_select import gate_select_reference
 from prosparse.kernels.glu_active import glu_active_reference
 from prosparse.kernels.glu_dense import glu_dense_reference
 from prosparse.kernels.glu_exact import glu_exact_reference
+from prosparse.kernels.glu_predicted import glu_predicted_reference
 from prosparse.kernels.glu_values import glu_values_reference
 from prosparse.kernels.linear import linear_reference
 from prosparse.kernels.plain_dense import plain_dense_reference
 from prosparse.kernels.plain_exact import plain_exact_reference
 from prosparse.kernels.plain_predicted import plain_predicted_reference
+from prosparse.kernels.predict_select import predict_select_reference, sign_select_reference
 from prosparse.kernels.rotary_store import rotary_store_reference
 
 REFERENCES = {
@@ -38,6 +40,9 @@ REFERENCES = {
     "glu_active": glu_active_reference,
     "glu_exact": glu_exact_reference,
     "glu_dense": glu_dense_reference,
+    "glu_predicted": glu_predicted_reference,
+    "predict_select": predict_select_reference,
+    "sign_select": sign_select_reference,
     "axpy_active": axpy_active_reference,
     "plain_exact": plain_exact_reference,
     "plain_dense": plain_dense_reference,

@@ -69,5 +69,6 @@ def prepare() -> None:
     repair()
     configs = importlib.import_module("prosparse.kernels.triton.configs")
     configs.ROW_BYTES = dict.fromkeys(configs.ROW_BYTES, 2**20)
+    configs.SHORT = 1
     configs.MAX_ROW_TILE = dict.fromkeys(configs.MAX_ROW_TILE, 32)
     configs.DOWN = {fmt: (32, warps, stages) for fmt, (_, warps, stages) in configs.DOWN.items()}

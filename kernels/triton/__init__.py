@@ -19,13 +19,20 @@ import torch
 log = logging.getLogger("prosparse.kernels")
 OPS = (
     "attend",
+    "axpy_active",
     "gate_select",
     "glu_active",
     "glu_dense",
     "glu_exact",
+    "glu_predicted",
     "linear",
+    "plain_dense",
+    "plain_exact",
+    "plain_predicted",
+    "predict_select",
     "rms_norm",
     "rotary_store",
+    "sign_select",
 )
 OLDEST_TRITON = (3, 6)
 OLDEST_GPU = (8, 0)  # asynchronous copies, bf16

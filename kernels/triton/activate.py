@@ -10,13 +10,18 @@ from ..activation import KINDS
 FATRELU = tl.constexpr(KINDS.index("fatrelu"))
 RELU2 = tl.constexpr(KINDS.index("relu2"))
 SILU = tl.constexpr(KINDS.index("silu"))
+NAME = tl.constexpr(len(KINDS))  # no activation: the score of a guess, which names a neuron unless it is below 0
 
 
 @triton.jit
 def if_open(g, threshold, KIND: tl.constexpr):
-    """g where the neuron is open, else 0. NaN fails both comparisons, so it stays."""
-    closed = g < threshold if KIND == FATRELU else g <= 0.0
-    return tl.where(closed, 0.0, g)
+    """g where the neuron is open, 1 where a guess names it, else 0. NaN fails every comparison, so it stays."""
+    if KIND == NAME:
+        opened = tl.where(g < 0.0, 0.0, 1.0)
+    else:
+        closed = g < threshold if KIND == FATRELU else g <= 0.0
+        opened = tl.where(closed, 0.0, g)
+    return opened
 
 
 @triton.jit

@@ -16,11 +16,14 @@ from .layout import UNIT_BYTES, Matrices
 ROW_TOKENS = {"float": 4, "int8": 1, "int4": 1}  # up to so many tokens stay in registers; more go to the tensor cores
 ROW_BYTES = {"float": 16384, "int8": 8192, "int4": 16384}  # of a tile of whole rows
 MAX_ROW_TILE = {"float": 8, "int8": 4, "int4": 4}  # rows of it; with more of int8 or int4 registers spill
+SHORT = 64  # units: rows of fewer, as predictors of a low rank have, come as many at once as fill so many
+SIGN_BYTES = 8192  # of a tile of packed signs
 PIECES = 32  # units of a row that a program of `down` owns: 512 bytes, one load of a warp
 DOWN = {"float": (8, 4, 3), "int8": (8, 4, 3), "int4": (4, 4, 4)}  # BLOCK_N, warps, STAGES
 # For the tensor cores: BLOCK_N, warps, STAGES, and elements of a row, which for int8 lie in one group.
 TILE = {"float": (32, 4, 6, 64), "int8": (32, 4, 6, 64), "int4": (32, 4, 5, 16)}
 TILE_DOWN = {"float": (16, 8, 3, 128), "int8": (16, 4, 8, 64), "int4": (16, 8, 8, 32)}
+NONZERO_OWN = 64  # activations of a token that one program of `axpy_active` looks through
 AT_ONCE = 8  # partial sums of `down` added together
 ATTEND = (32, 4, 3)  # positions of a tile, warps, STAGES
 MAX_SPLITS = 32  # of the context: what joins them is one program per head
@@ -41,9 +44,15 @@ def pieces(tokens: torch.dtype, weights: torch.dtype) -> int:
 def row_tile(weights: Matrices) -> tuple[int, int, int]:
     """(BLOCK_N, warps, STAGES) of kernels that hold x in registers and read whole rows."""
     units = weights.row["UNITS"]
-    block_n = max(1, min(MAX_ROW_TILE[weights.format], ROW_BYTES[weights.format] // (units * UNIT_BYTES)))
+    most = MAX_ROW_TILE[weights.format] * max(1, SHORT // units)
+    block_n = max(1, min(most, ROW_BYTES[weights.format] // (units * UNIT_BYTES)))
     warps = 4 if weights.format == "int8" and units <= 128 else 8  # short rows of int8 spill with eight
     return block_n, warps, 3
+
+
+def sign_tile(signs: Matrices) -> tuple[int, int, int]:
+    """(BLOCK_N, warps, STAGES) of `sign_select`: rows are short, and a tile is 8 KiB of them."""
+    return max(1, min(32, SIGN_BYTES // (signs.row["UNITS"] * UNIT_BYTES))), 4, 3
 
 
 def persistent(gpu: Gpu, weights: Matrices, tokens: int, rows: int, block_n: int) -> int:

@@ -31,12 +31,14 @@ def down_kernel(
     distance,
     partial_ptr,
     ticket_ptr,
+    bias_ptr,
     residual_ptr,
     y_ptr,
     alpha,
     capacity,
     segments,
     own,
+    BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     TOKENS: tl.constexpr,
     SOURCE: tl.constexpr,
@@ -111,8 +113,8 @@ def down_kernel(
             tl.store(to + column, total, mask=column < HIDDEN)
     if is_last(ticket_ptr + tl.program_id(0), splits):
         add_partials(
-            partial_ptr, residual_ptr, y_ptr, alpha, tl.program_id(0) * WIDTH, splits, TOKENS, RESIDUAL, HIDDEN, WIDTH,
-            AT_ONCE,
+            partial_ptr, bias_ptr, residual_ptr, y_ptr, alpha, tl.program_id(0) * WIDTH, splits, TOKENS, BIAS, RESIDUAL,
+            HIDDEN, WIDTH, AT_ONCE,
         )  # fmt: skip
 
 
@@ -131,16 +133,17 @@ def _width(weights: Matrices, tokens: int) -> int:
 
 def down(
     x: Tensor, codes: Tensor, h: Segments | tuple[Tensor, Tensor, Tensor] | Tensor, tickets: Tensor,
-    residual: Residual | None = None,
+    residual: Residual | None = None, bias: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Launch it.
 
     Args:
-        x: input of the FFN, [tokens, hidden]: gives the result its shape and dtype.
+        x: input of the FFN, [tokens, hidden]: gives the result its shape and dtype; its values are not read.
         codes: down, in any format.
         h: products in segments, as a list (index, count, h), or of every neuron, [tokens, neurons].
         tickets: from `new_tickets`, zeroed by an earlier launch.
         residual: what to add to.
+        bias: [hidden] fp32, added to every token's sum.
     """
     tokens, hidden = x.shape
     weights = matrices(hidden, codes)
@@ -158,6 +161,7 @@ def down(
     y = torch.empty_like(x)
     behind, alpha = residual or (y, 1.0)
     shared = {
+        "BIAS": bias is not None,
         "RESIDUAL": residual is not None,
         "SOURCE": source.value,
         "SEGMENTS": triton.next_power_of_2(segments),
@@ -165,7 +169,18 @@ def down(
         "AT_ONCE": AT_ONCE,
         **weights.row,
     }
-    pointers = (products, index, count, *weights.pointers[0], partial, tickets, behind, y, alpha)
+    pointers = (
+        products,
+        index,
+        count,
+        *weights.pointers[0],
+        partial,
+        tickets,
+        y if bias is None else bias,
+        behind,
+        y,
+        alpha,
+    )
     if by_rows(weights, tokens):
         block_n, warps, stages = DOWN[weights.format]
         down_kernel[(blocks, splits)](

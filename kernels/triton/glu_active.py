@@ -12,6 +12,7 @@ from .down import down, new_tickets
 from .gpu import gpu_of
 from .layout import matrices
 from .rows import load_tokens
+from .sums import zero_tickets
 from .tile_kernels import tile_up_kernel
 from .up import up_of_slots
 
@@ -26,8 +27,7 @@ def up_kernel(
 ):  # fmt: skip
     """A balanced run of the slots for each program: a function of count alone."""
     program, programs = tl.program_id(0), tl.num_programs(0)
-    if program == 0:
-        tl.store(ticket_ptr + tl.arange(0, TICKETS), 0, mask=tl.arange(0, TICKETS) < tickets)
+    zero_tickets(ticket_ptr, tickets, TICKETS)
     count = tl.minimum(tl.load(count_ptr), capacity)
     xs = load_tokens(x_ptr, x_ptr, 0.0, False, TOKENS, HIDDEN, FORMAT, UNITS, V)
     up_of_slots(

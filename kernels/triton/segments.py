@@ -15,16 +15,27 @@ class Segments:
     """Ascending segments of a list, from programs that own `own` consecutive neurons each.
 
     Args:
-        index: [neurons] int32; segment s stands from position s * own on.
-        value: [tokens, neurons] fp32, what belongs to the neuron at the same position.
+        index: [places] int32; segment s stands from place s * own on.
+        value: [tokens, places] fp32, what belongs to the neuron at the same place; of no tokens for names alone.
         count: [segments] int32, how many neurons each segment has.
-        own: neurons a program owns.
+        own: places a program owns.
     """
 
     index: Tensor
     value: Tensor
     count: Tensor
     own: int
+
+
+@triton.jit
+def write_segment(active, neuron, first, index_ptr, count_ptr):
+    """The active ones of [OWN] neurons, from place `first` on: the place of each, and how many they are."""
+    active = active.to(tl.int32)
+    count = tl.sum(active, axis=0)
+    place = first + tl.cumsum(active, axis=0) - 1
+    tl.store(index_ptr + place, neuron, mask=active != 0)
+    tl.store(count_ptr + tl.program_id(0), count)
+    return place, count
 
 
 @triton.jit

@@ -19,6 +19,13 @@ def is_last(ticket_ptr, programs):
 
 
 @triton.jit
+def zero_tickets(ticket_ptr, tickets, TICKETS: tl.constexpr):
+    """By the first program of the launch before the one that takes them."""
+    if tl.program_id(0) == 0:
+        tl.store(ticket_ptr + tl.arange(0, TICKETS), 0, mask=tl.arange(0, TICKETS) < tickets)
+
+
+@triton.jit
 def store_sum(y_ptr, residual_ptr, at, live, y, scale, RESIDUAL: tl.constexpr):
     """y, or residual + scale * y."""
     if RESIDUAL:
@@ -28,10 +35,10 @@ def store_sum(y_ptr, residual_ptr, at, live, y, scale, RESIDUAL: tl.constexpr):
 
 @triton.jit
 def add_partials(
-    partial_ptr, residual_ptr, y_ptr, scale, first, splits, tokens,
-    RESIDUAL: tl.constexpr, HIDDEN: tl.constexpr, WIDTH: tl.constexpr, AT_ONCE: tl.constexpr,
+    partial_ptr, bias_ptr, residual_ptr, y_ptr, scale, first, splits, tokens,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, HIDDEN: tl.constexpr, WIDTH: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """y of these columns: the partial sums of all splits, added in ascending order, and the residual."""
+    """y of these columns: the partial sums of all splits, added in ascending order, the bias and the residual."""
     column = first + tl.arange(0, WIDTH)
     live = column < HIDDEN
     for token in range(tokens):
@@ -42,4 +49,7 @@ def add_partials(
             # .cg: other programs wrote it, so the L1 may be stale
             mask = (split < splits)[:, None] & live[None, :]
             total += tl.load(partial_ptr + at, mask=mask, other=0.0, cache_modifier=".cg")
-        store_sum(y_ptr, residual_ptr, token * HIDDEN + column, live, tl.sum(total, axis=0), scale, RESIDUAL)
+        y = tl.sum(total, axis=0)
+        if BIAS:
+            y += tl.load(bias_ptr + column, mask=live, other=0.0)
+        store_sum(y_ptr, residual_ptr, token * HIDDEN + column, live, y, scale, RESIDUAL)

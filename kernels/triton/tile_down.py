@@ -13,11 +13,11 @@ from .tiles import COLUMNS, INT8_GROUP, dot
 
 @triton.jit
 def tile_down_kernel(
-    h_ptr, index_ptr, count_ptr, down_ptr, scales_ptr, distance, partial_ptr, ticket_ptr, residual_ptr, y_ptr, alpha,
-    tokens, capacity, segments, own,
-    RESIDUAL: tl.constexpr, SOURCE: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr, WIDTH: tl.constexpr,
-    AT_ONCE: tl.constexpr, TERMS: tl.constexpr, STAGES: tl.constexpr, HIDDEN: tl.constexpr, FORMAT: tl.constexpr,
-    UNITS: tl.constexpr, V: tl.constexpr, STEP: tl.constexpr, SCALES: tl.constexpr,
+    h_ptr, index_ptr, count_ptr, down_ptr, scales_ptr, distance, partial_ptr, ticket_ptr, bias_ptr, residual_ptr,
+    y_ptr, alpha, tokens, capacity, segments, own,
+    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, SOURCE: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr,
+    WIDTH: tl.constexpr, AT_ONCE: tl.constexpr, TERMS: tl.constexpr, STAGES: tl.constexpr, HIDDEN: tl.constexpr,
+    FORMAT: tl.constexpr, UNITS: tl.constexpr, V: tl.constexpr, STEP: tl.constexpr, SCALES: tl.constexpr,
 ):  # fmt: skip
     PLANES: tl.constexpr = 8 if FORMAT == "int4" else 1
     ELEMENTS: tl.constexpr = HIDDEN if FORMAT == "float" else 2 * SCALES // (16 // V)
@@ -75,6 +75,6 @@ def tile_down_kernel(
         tl.store(to + column[None, :], ys[plane], mask=mask)
     if is_last(ticket_ptr + tl.program_id(0), splits):
         add_partials(
-            partial_ptr, residual_ptr, y_ptr, alpha, tl.program_id(0) * WIDTH, splits, tokens, RESIDUAL, HIDDEN, WIDTH,
-            AT_ONCE,
+            partial_ptr, bias_ptr, residual_ptr, y_ptr, alpha, tl.program_id(0) * WIDTH, splits, tokens, BIAS, RESIDUAL,
+            HIDDEN, WIDTH, AT_ONCE,
         )  # fmt: skip

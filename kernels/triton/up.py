@@ -5,13 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..tally import DOWN_ROWS, NONZERO, UP_ROWS
+from ..tally import DOWN_ROWS, NONZERO, PREDICTED, UP_ROWS
 from .activate import weigh
 from .rows import dots, load_rows
 
 UP_AT = tl.constexpr(UP_ROWS)
 DOWN_AT = tl.constexpr(DOWN_ROWS)
 NONZERO_AT = tl.constexpr(NONZERO)
+PREDICTED_AT = tl.constexpr(PREDICTED)
 
 
 @triton.jit
@@ -20,6 +21,12 @@ def add_to_tally(tally_ptr, up_rows, down_rows, nonzero):
     tl.atomic_add(tally_ptr + UP_AT, up_rows.to(tl.int64), sem="relaxed")
     tl.atomic_add(tally_ptr + DOWN_AT, down_rows.to(tl.int64), sem="relaxed")
     tl.atomic_add(tally_ptr + NONZERO_AT, nonzero.to(tl.int64), sem="relaxed")
+
+
+@triton.jit
+def count_predicted(tally_ptr, rows):
+    """Gate rows that a program read since a guess named them."""
+    tl.atomic_add(tally_ptr + PREDICTED_AT, rows.to(tl.int64), sem="relaxed")
 
 
 @triton.jit

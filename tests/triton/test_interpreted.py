@@ -18,13 +18,19 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "tests", ["gate_select glu_dense rms_norm rotary_store attend", "glu_exact glu_active linear"], ids=lambda s: s[:3]
+    ("tests", "sample"),
+    [
+        ("gate_select glu_dense rms_norm rotary_store attend", 4),
+        ("glu_exact glu_active linear", 4),
+        ("glu_predicted predict_select plain plain_predicted axpy_active", 2),  # of kernels that the others run as well
+    ],
+    ids=["gate", "glu", "guessed and plain"],
 )
-def test_ops_in_the_interpreter(tests):
+def test_ops_in_the_interpreter(tests, sample):
     files = [f"tests/ops/test_{name}.py" for name in tests.split()]
     if "attend" in tests:
         files.append("tests/triton/test_replay.py")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "SAMPLE": str(sample)}
     options = ["-q", "-p", "triton_sample", "-p", "no:cacheprovider", "-p", "no:warnings"]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *files],

@@ -13,6 +13,7 @@ from cases import make_case, poison_allocator
 from triton_backend import gpu_backends
 
 from prosparse.kernels.activation import Activation
+from prosparse.kernels.active import compact
 from prosparse.kernels.attend import attend_reference
 from prosparse.kernels.rms_norm import rms_norm_reference
 from prosparse.kernels.rotary_store import rotary_store_reference
@@ -21,7 +22,7 @@ from prosparse.kernels.tally import new_tally
 if not gpu_backends():
     pytest.skip("needs a GPU or Triton's interpreter", allow_module_level=True)
 
-from prosparse.kernels.triton import attend, glu_dense, glu_exact, linear, rotary_store  # noqa: E402
+from prosparse.kernels.triton import attend, glu_dense, glu_exact, glu_predicted, linear, rotary_store  # noqa: E402
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 ROOM = 90  # positions of a cache
@@ -92,6 +93,11 @@ def test_norm_in_front_and_residual_behind(tokens, weights):
         fused = op.launch(x, *arguments, new_tally(DEVICE), norm, (x, 0.3))
         expected = x + 0.3 * op.launch(inner, *arguments, new_tally(DEVICE))
         torch.testing.assert_close(fused, expected, rtol=1e-5, atol=1e-5)
+    index, count = compact(torch.arange(75, device=DEVICE) % 3 > 0)
+    arguments = (gate, up, down, index, count, Activation("relu").code, 0.0, False)
+    fused = glu_predicted.launch(x, *arguments, new_tally(DEVICE), norm, (x, 0.3))
+    expected = x + 0.3 * glu_predicted.launch(inner, *arguments, new_tally(DEVICE))
+    torch.testing.assert_close(fused, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_infinity_stays_infinite_in_pieces():

@@ -10,16 +10,23 @@ from torch import Tensor
 
 from prosparse.kernels import quant
 from prosparse.kernels.activation import Activation
+from prosparse.kernels.predict_select import words
 from prosparse.kernels.tally import new_tally
 from prosparse.kernels.triton import (
     attend,
+    axpy_active,
     gate_select,
     glu_active,
     glu_dense,
     glu_exact,
+    glu_predicted,
     linear,
+    plain_dense,
+    plain_exact,
+    predict_select,
     rms_norm,
     rotary_store,
+    sign_select,
 )
 from prosparse.kernels.triton.gpu import Gpu
 from prosparse.kernels.weight import FORMATS
@@ -79,6 +86,7 @@ MODELS = {
     "13B": Model(5120, 13824, 40, 40, 128),
 }
 CONTEXT = 4096
+RANK = 256  # of a predictor
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Case:
     """One op, or all that a layer needs.
 
     Args:
-        op: exact, select, active, dense, linear, attention.
+        op: exact, select, active, dense, predicted, guess, rank, signs, plain, axpy, linear, attention.
         model: a key of `MODELS`.
         fmt: format of the weights.
         tokens: of the step.
@@ -101,7 +109,12 @@ class Case:
         return f"{self.op} {self.model} {self.fmt} x{self.tokens}"
 
 
-QUICK = [Case("exact", "7B", "bf16", 1), Case("linear", "7B", "int4", 1), Case("attention", "7B", "bf16", 1)]
+QUICK = [
+    Case("exact", "7B", "bf16", 1),
+    Case("predicted", "7B", "bf16", 1),
+    Case("linear", "7B", "int4", 1),
+    Case("attention", "7B", "bf16", 1),
+]
 FULL = [
     *(Case("exact", model, "bf16", 1) for model in MODELS),
     *(Case(op, "7B", "bf16", 1) for op in ("select", "active", "dense", "linear")),
@@ -112,6 +125,13 @@ FULL = [
     *(Case("exact", model, fmt, 1) for model in ("1B", "13B") for fmt in ("int8", "int4")),
     *(Case("exact", "7B", fmt, 8) for fmt in ("int8", "int4")),
     Case("linear", "7B", "int4", 1),
+    *(Case("predicted", "7B", fmt, 1) for fmt in ("bf16", "int8", "int4")),
+    Case("predicted", "7B", "bf16", 8),
+    *(Case("guess", "7B", "int4", tokens) for tokens in (1, 8)),
+    *(Case("rank", "7B", "int8", tokens) for tokens in (1, 8)),
+    *(Case("signs", "7B", "bf16", tokens) for tokens in (1, 8)),
+    *(Case("plain", "7B", "bf16", tokens) for tokens in (1, 8)),
+    Case("axpy", "7B", "bf16", 1),
 ]
 
 
@@ -133,6 +153,24 @@ def launches_of(case: Case, gpu: Gpu) -> Iterator[Launch]:
         index, count = (_empty(n, dtype=torch.int32) for n in (model.neurons, 1))
         value = _empty(tokens, model.neurons)
         yield from launches(gpu, glu_active.launch, x, up, down, index, count, value, False, tally)
+    elif case.op == "predicted":
+        index, count = (_empty(n, dtype=torch.int32) for n in (model.neurons, 1))
+        relu = Activation("relu").code, 0.0, False
+        yield from launches(gpu, glu_predicted.launch, x, gate, up, down, index, count, *relu, tally, norm, (x, 0.2))
+    elif case.op in ("guess", "rank"):
+        columns = model.hidden if case.op == "guess" else RANK
+        second, offset = _weight(case.fmt, model.neurons, columns), _empty(model.neurons)
+        yield from launches(gpu, predict_select.launch, _empty(tokens, columns), second, offset)
+    elif case.op == "signs":
+        signs = _empty(model.neurons, words(model.hidden), dtype=torch.int64)
+        yield from launches(gpu, sign_select.launch, x, signs, _empty(model.neurons))
+    elif case.op == "plain":
+        biased = x, gate, _empty(model.neurons), down, _empty(model.hidden), Activation("relu").code, 0.0, tally
+        yield from launches(gpu, plain_exact.launch, *biased)
+        yield from launches(gpu, plain_dense.launch, *biased)
+    elif case.op == "axpy":
+        h = _empty(tokens, model.neurons, dtype=torch.bfloat16)
+        yield from launches(gpu, axpy_active.launch, h, down, model.hidden, None, tally)
     elif case.op == "linear":
         yield from launches(gpu, linear.launch, x, gate, norm)
     else:
