@@ -24,6 +24,7 @@ DOWN = {"float": (8, 4, 3), "int8": (8, 4, 3), "int4": (4, 4, 4)}  # BLOCK_N, wa
 TILE = {"float": (32, 4, 6, 64), "int8": (32, 4, 6, 64), "int4": (32, 4, 5, 16)}
 TILE_DOWN = {"float": (16, 8, 3, 128), "int8": (16, 4, 8, 64), "int4": (16, 8, 8, 32)}
 NONZERO_OWN = 64  # activations of a token that one program of `axpy_active` looks through
+SPAN = 2048  # logits of a program of `argmax`
 AT_ONCE = 8  # partial sums of `down` added together
 ATTEND = (32, 4, 3)  # positions of a tile, warps, STAGES
 MAX_SPLITS = 32  # of the context: what joins them is one program per head

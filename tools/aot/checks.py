@@ -25,12 +25,22 @@ BUDGET = {
     "sign": (168, 40 << 10),
     "join": (64, 4 << 10),
     "nonzero": (64, 4 << 10),
+    "span": (64, 1 << 10),
+    "argmax": (40, 1 << 10),
     "join_attend": (168, 4 << 10),
     "rms_norm": (64, 1 << 10),
     "rotary_store": (40, 1 << 10),
 }
 PARKED = 4  # the assembler may store a value or two before a loop and load it after it, to fit in one more program
-READERS = set(BUDGET) - {"join", "nonzero", "join_attend", "rms_norm", "rotary_store"}  # of weights, or of the cache
+READERS = set(BUDGET) - {
+    "join",
+    "nonzero",
+    "span",
+    "argmax",
+    "join_attend",
+    "rms_norm",
+    "rotary_store",
+}  # of weights, or of the cache
 
 
 def problems(case: Case, launch: Launch, found: Resources, target: Target) -> list[str]:

@@ -13,6 +13,7 @@ from prosparse.kernels.activation import Activation
 from prosparse.kernels.predict_select import words
 from prosparse.kernels.tally import new_tally
 from prosparse.kernels.triton import (
+    argmax,
     attend,
     axpy_active,
     gate_select,
@@ -87,6 +88,7 @@ MODELS = {
 }
 CONTEXT = 4096
 RANK = 256  # of a predictor
+VOCAB = 32000
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Case:
     """One op, or all that a layer needs.
 
     Args:
-        op: exact, select, active, dense, predicted, guess, rank, signs, plain, axpy, linear, attention.
+        op: exact, select, active, dense, predicted, guess, rank, signs, plain, axpy, linear, argmax, attention.
         model: a key of `MODELS`.
         fmt: format of the weights.
         tokens: of the step.
@@ -132,6 +134,7 @@ FULL = [
     *(Case("signs", "7B", "bf16", tokens) for tokens in (1, 8)),
     *(Case("plain", "7B", "bf16", tokens) for tokens in (1, 8)),
     Case("axpy", "7B", "bf16", 1),
+    Case("argmax", "7B", "fp32", 1),
 ]
 
 
@@ -171,6 +174,8 @@ def launches_of(case: Case, gpu: Gpu) -> Iterator[Launch]:
     elif case.op == "axpy":
         h = _empty(tokens, model.neurons, dtype=torch.bfloat16)
         yield from launches(gpu, axpy_active.launch, h, down, model.hidden, None, tally)
+    elif case.op == "argmax":
+        yield from launches(gpu, argmax.launch, _empty(tokens, VOCAB))
     elif case.op == "linear":
         yield from launches(gpu, linear.launch, x, gate, norm)
     else:
