@@ -16,6 +16,7 @@ from prosparse.kernels.triton import (
     argmax,
     attend,
     axpy_active,
+    ffn_23,
     gate_select,
     glu_active,
     glu_dense,
@@ -96,7 +97,8 @@ class Case:
     """One op, or all that a layer needs.
 
     Args:
-        op: exact, select, active, dense, predicted, guess, rank, signs, plain, axpy, linear, argmax, attention.
+        op: exact, select, active, dense, predicted, guess, rank, signs, plain, axpy, linear,
+            argmax, published, attention.
         model: a key of `MODELS`.
         fmt: format of the weights.
         tokens: of the step.
@@ -135,6 +137,7 @@ FULL = [
     *(Case("plain", "7B", "bf16", tokens) for tokens in (1, 8)),
     Case("axpy", "7B", "bf16", 1),
     Case("argmax", "7B", "fp32", 1),
+    Case("published", "7B", "bf16", 1),
 ]
 
 
@@ -174,6 +177,9 @@ def launches_of(case: Case, gpu: Gpu) -> Iterator[Launch]:
     elif case.op == "axpy":
         h = _empty(tokens, model.neurons, dtype=torch.bfloat16)
         yield from launches(gpu, axpy_active.launch, h, down, model.hidden, None, tally)
+    elif case.op == "published":
+        g = _empty(model.neurons, dtype=torch.bfloat16)
+        yield from launches(gpu, ffn_23.launch, g, x, up, Activation("relu").code, 0.0)
     elif case.op == "argmax":
         yield from launches(gpu, argmax.launch, _empty(tokens, VOCAB))
     elif case.op == "linear":
