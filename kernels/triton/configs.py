@@ -47,8 +47,9 @@ def row_tile(weights: Matrices) -> tuple[int, int, int]:
     units = weights.row["UNITS"]
     most = MAX_ROW_TILE[weights.format] * max(1, SHORT // units)
     block_n = max(1, min(most, ROW_BYTES[weights.format] // (units * UNIT_BYTES)))
-    warps = 4 if weights.format == "int8" and units <= 128 else 8  # short rows of int8 spill with eight
-    return block_n, warps, 3
+    # A row ends in as many shuffles whatever a thread had of it: four warps make them fewer for each packed weight.
+    few = weights.format != "float" and units * weights.unit_columns <= 4096  # of longer rows registers spill
+    return block_n, 4 if few else 8, 3
 
 
 def sign_tile(signs: Matrices) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .configs import AT_ONCE, DOWN, PIECES, TILE_DOWN, by_rows, down_splits, pieces
 from .gpu import gpu_of
 from .layout import Matrices, Residual, matrices
-from .rows import INT8_UNITS, decode
+from .rows import INT8_UNITS, decode, flipped, join_four, magic_of, planes_of, shrunk
 from .segments import Segments, load_counts, position
 from .sums import EVERY, LIST, SEGMENTED, add_partials, is_last
 from .tile_down import tile_down_kernel
@@ -54,7 +54,7 @@ def down_kernel(
     STEP: tl.constexpr,
     SCALES: tl.constexpr,
 ):
-    PLANES: tl.constexpr = 8 if FORMAT == "int4" else 1
+    PLANES: tl.constexpr = planes_of(FORMAT)
     PIECES: tl.constexpr = WIDTH // (PLANES * V)  # units of these columns
     split, splits = tl.program_id(1), tl.num_programs(1)
     if SOURCE == SEGMENTED:
@@ -92,6 +92,7 @@ def down_kernel(
         codes = tl.load(
             down_ptr + row * STEP + element, mask=inside & wanted[None, :, None], other=0, eviction_policy="evict_first"
         )
+        codes = flipped(codes, FORMAT)
         if FORMAT != "float":
             group = unit if FORMAT == "int4" else unit // INT8_UNITS
             scale = tl.load(scales_ptr + row * 8 + SCALES + group, mask=inside & wanted[None, :, None], other=0.0)
@@ -102,15 +103,22 @@ def down_kernel(
             if FORMAT != "float":
                 h = h * scale
             for plane in tl.static_range(PLANES):
-                new = new + (ys[token * PLANES + plane] + h * decode(codes, plane, FORMAT),)
+                y = h * shrunk(plane, FORMAT) * decode(codes, magic_of(distance), plane, FORMAT)
+                new = new + (ys[token * PLANES + plane] + y,)
         ys = new
 
     for token in tl.static_range(TOKENS):
         to = partial_ptr + (split * TOKENS + token) * HIDDEN
+        totals = ()
         for plane in tl.static_range(PLANES):
-            column = (unit * PLANES + plane) * V + tl.arange(0, V)[None, None, :]
-            total = tl.sum(ys[token * PLANES + plane], axis=1, keep_dims=True)
-            tl.store(to + column, total, mask=column < HIDDEN)
+            totals = totals + (tl.sum(ys[token * PLANES + plane], axis=1, keep_dims=True),)
+        if FORMAT == "int8":
+            column = unit * 4 * V + tl.arange(0, 4 * V)[None, None, :]
+            tl.store(to + column, join_four(totals, PIECES, V), mask=column < HIDDEN)
+        else:
+            for plane in tl.static_range(PLANES):
+                column = (unit * PLANES + plane) * V + tl.arange(0, V)[None, None, :]
+                tl.store(to + column, totals[plane], mask=column < HIDDEN)
     if is_last(ticket_ptr + tl.program_id(0), splits):
         add_partials(
             partial_ptr, bias_ptr, residual_ptr, y_ptr, alpha, tl.program_id(0) * WIDTH, splits, TOKENS, BIAS, RESIDUAL,
@@ -147,6 +155,8 @@ def down(
     """
     tokens, hidden = x.shape
     weights = matrices(hidden, codes)
+    small = by_rows(weights, tokens)
+    weights = weights.words if small else weights
     blocks = tickets.numel()
     splits = down_splits(gpu_of(x.device), blocks)
     source, segments, own = LIST, 1, 1
@@ -181,7 +191,7 @@ def down(
         y,
         alpha,
     )
-    if by_rows(weights, tokens):
+    if small:
         block_n, warps, stages = DOWN[weights.format]
         down_kernel[(blocks, splits)](
             *pointers, products.shape[1], segments, own, TOKENS=tokens, BLOCK_N=block_n, STAGES=stages, num_warps=warps,

@@ -41,11 +41,9 @@ def ffn_23_kernel(
         slot = start + tl.arange(0, BLOCK_N)
         listed = slot < first + count
         row = tl.load(index_ptr + slot, mask=listed, other=0)
-        codes, scale = load_rows(
-            up_ptr, up_scales_ptr, up_distance, row, listed, HIDDEN, FORMAT, UNITS, V, STEP, SCALES
-        )
+        read = load_rows(up_ptr, up_scales_ptr, up_distance, row, listed, HIDDEN, FORMAT, UNITS, V, STEP, SCALES)
         value = tl.load(g_ptr + row, mask=listed, other=0.0).to(tl.float32)
-        h = value * dots(codes, scale, xs[0], FORMAT)
+        h = value * dots(read, xs[0], FORMAT)
         tl.store(h_ptr + row, h.to(h_ptr.dtype.element_ty), mask=listed)
 
 
@@ -60,7 +58,7 @@ def launch(g: Tensor, x: Tensor, up: Tensor, kind: int, threshold: float) -> Ten
     Returns:
         h, [neurons], dtype of g.
     """
-    weights = matrices(x.shape[1], up)
+    weights = matrices(x.shape[1], up).words
     neurons = weights.rows
     block_n, warps, stages = row_tile(weights)
     own = triton.cdiv(neurons, persistent(gpu_of(x.device), weights, 1, neurons, block_n))

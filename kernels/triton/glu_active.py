@@ -44,11 +44,13 @@ def launch(
     if capacity == 0:
         return torch.zeros_like(x)
     weights = matrices(x.shape[1], up)
+    small = by_rows(weights, tokens)
+    weights = weights.words if small else weights
     tickets = new_tickets(x, down_rows)
     h = torch.empty_like(value)
     pointers = (x, *weights.pointers[0], index, value, count, h, tally, tickets)
     shared = {"ON_UP": on_up, "TICKETS": triton.next_power_of_2(tickets.numel()), **weights.row}
-    if by_rows(weights, tokens):
+    if small:
         block_n, warps, stages = row_tile(weights)
         up_kernel[(persistent(gpu_of(x.device), weights, tokens, capacity, block_n),)](
             *pointers, capacity, tickets.numel(), TOKENS=tokens, BLOCK_N=block_n, STAGES=stages, num_warps=warps,

@@ -34,23 +34,19 @@ def gate_up_kernel(
     for start in tl.range(tl.program_id(0) * BLOCK_N, neurons, tl.num_programs(0) * BLOCK_N, num_stages=STAGES):
         neuron = start + tl.arange(0, BLOCK_N)
         live = neuron < neurons
-        gate, gate_scale = load_rows(
-            gate_ptr, gate_scales_ptr, gate_distance, neuron, live, HIDDEN, FORMAT, UNITS, V, STEP, SCALES
-        )
+        gate = load_rows(gate_ptr, gate_scales_ptr, gate_distance, neuron, live, HIDDEN, FORMAT, UNITS, V, STEP, SCALES)
         if UP:
-            up, up_scale = load_rows(
-                up_ptr, up_scales_ptr, up_distance, neuron, live, HIDDEN, FORMAT, UNITS, V, STEP, SCALES
-            )
+            up = load_rows(up_ptr, up_scales_ptr, up_distance, neuron, live, HIDDEN, FORMAT, UNITS, V, STEP, SCALES)
         if BIAS:
             bias = tl.load(bias_ptr + neuron, mask=live, other=0.0)
         rows += live.to(tl.int32)
         for token in tl.static_range(TOKENS):
-            g = dots(gate, gate_scale, xs[token], FORMAT)
+            g = dots(gate, xs[token], FORMAT)
             if BIAS:
                 g += bias
             h = gate_value(g, threshold, KIND)
             if UP:
-                h = weigh(h, dots(up, up_scale, xs[token], FORMAT), ON_UP)
+                h = weigh(h, dots(up, xs[token], FORMAT), ON_UP)
             tl.store(h_ptr + token * neurons + neuron, h, mask=live)
             nonzero += (live & (h != 0.0)).to(tl.int32)
     count = tl.sum(rows, axis=0)
@@ -74,6 +70,8 @@ def every_neuron(
     """h of every neuron, [tokens, neurons], from a gate with or without bias, or from a gate and an up projection."""
     tokens = x.shape[0]
     with_up = len(weights.pointers) == 2
+    small = by_rows(weights, tokens)
+    weights = weights.words if small else weights
     h = x.new_empty(tokens, weights.rows, dtype=torch.float32)
     pointers = (*weights.pointers[0], *weights.pointers[-1], h if bias is None else bias)
     shared = {
@@ -84,7 +82,7 @@ def every_neuron(
         "TICKETS": triton.next_power_of_2(tickets.numel()),
         **weights.row,
     }
-    if by_rows(weights, tokens):
+    if small:
         front, eps = norm or (x, 0.0)
         block_n, warps, stages = row_tile(weights)
         if with_up:

@@ -1,11 +1,12 @@
 """How a matrix reaches a kernel: typed views of its memory, and the constants that describe a row.
 
 A row is read in *units* of 16 bytes, one per lane. A unit holds V elements (4 fp32, 8 fp16 or bf16, 16 int8, 4 words of
-8 int4 codes), and an element holds PLANES columns (8 for int4, otherwise one). Its columns are
+8 int4 codes), and an element holds one column or, in int4, 8 *planes* of them:
 
-    column(unit, plane, lane) = (unit * PLANES + plane) * V + lane
+    column(unit, plane, lane) = (unit * 8 + plane) * V + lane
 
-which is the order in which int4 words are packed, so that x meets every format in the same shape.
+which is the order in which int4 words are packed, so that x meets every format in the same shape. Kernels of whole rows
+take int8 in words as well, 4 planes of a word being neighbours (`words`): column = (unit * V + lane) * 4 + plane.
 """
 
 from __future__ import annotations
@@ -46,11 +47,19 @@ class Matrices:
     @property
     def planes(self) -> int:
         """Columns of an element."""
-        return 8 if self.format == "int4" else 1
+        return {"int4": 8, "int8": UNIT_BYTES // self.row["V"]}.get(self.format, 1)
 
     @property
     def unit_columns(self) -> int:
         return self.planes * self.row["V"]
+
+    @property
+    def words(self) -> Matrices:
+        """The same with int8 in words of 4 codes, as `rows` and `down` read them."""
+        if self.format != "int8":
+            return self
+        pointers = tuple((codes.view(torch.int32), scales, distance) for codes, scales, distance in self.pointers)
+        return Matrices(pointers, self.row | {"V": 4, "STEP": 4})
 
     @property
     def dtype(self) -> torch.dtype:

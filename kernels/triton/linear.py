@@ -26,9 +26,9 @@ def linear_kernel(
     for start in tl.range(tl.program_id(0) * BLOCK_N, rows, tl.num_programs(0) * BLOCK_N, num_stages=STAGES):
         row = start + tl.arange(0, BLOCK_N)
         live = row < rows
-        codes, scale = load_rows(codes_ptr, scales_ptr, distance, row, live, HIDDEN, FORMAT, UNITS, V, STEP, SCALES)
+        read = load_rows(codes_ptr, scales_ptr, distance, row, live, HIDDEN, FORMAT, UNITS, V, STEP, SCALES)
         for token in tl.static_range(TOKENS):
-            y = dots(codes, scale, xs[token], FORMAT)
+            y = dots(read, xs[token], FORMAT)
             store_sum(y_ptr, residual_ptr, token * rows + row, live, y, alpha, RESIDUAL)
 
 
@@ -39,6 +39,7 @@ def launch(x: Tensor, weight: Tensor, norm: Norm | None = None, residual: Residu
     y = x.new_empty(tokens, weights.rows)
     behind, alpha = residual or (y, 1.0)
     if by_rows(weights, tokens):
+        weights = weights.words
         front, eps = norm or (x, 0.0)
         block_n, warps, stages = row_tile(weights)
         linear_kernel[(persistent(gpu_of(x.device), weights, tokens, weights.rows, block_n),)](

@@ -88,13 +88,13 @@ def select_kernel(
         neuron = slot
         if LISTED:
             neuron = tl.load(listed_ptr + slot, mask=slot < end, other=0)
-        codes, scale = load_rows(
+        read = load_rows(
             gate_ptr, gate_scales_ptr, gate_distance, neuron, slot < end, HIDDEN, FORMAT, UNITS, V, STEP, SCALES
         )
         if BIAS:
             bias = tl.load(bias_ptr + neuron, mask=slot < end, other=0.0)
         for token in tl.static_range(TOKENS):
-            g = dots(codes, scale, xs[token], FORMAT)
+            g = dots(read, xs[token], FORMAT)
             if BIAS:
                 g += bias
             g = if_open(g, threshold, KIND)
@@ -152,6 +152,7 @@ def select(
     capacity = neurons if listed is None else max(1, listed[0].numel())
     with_up = len(weights.pointers) == 2
     small = by_rows(weights, tokens)
+    weights = weights.words if small else weights
     block_n, warps, stages = row_tile(weights) if small else TILE[weights.format][:3]
     own = triton.cdiv(capacity, persistent(gpu_of(x.device), weights, tokens, capacity, block_n)) if small else block_n
     programs = triton.cdiv(capacity, own)

@@ -56,7 +56,7 @@ def sign_kernel(
     for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
         neuron = start + tl.arange(0, BLOCK_N)
         live = neuron < end
-        signs, _ = load_rows(codes_ptr, scales_ptr, distance, neuron, live, HIDDEN, FORMAT, UNITS, V, STEP, SCALES)
+        signs, _, _ = load_rows(codes_ptr, scales_ptr, distance, neuron, live, HIDDEN, FORMAT, UNITS, V, STEP, SCALES)
         offset = tl.load(offset_ptr + neuron, mask=live, other=0.0)
         named = tl.zeros([BLOCK_N], dtype=tl.float32)
         for token in tl.static_range(TOKENS):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rows import decode
 from .segments import load_counts, position
 from .sums import EVERY, LIST, SEGMENTED, add_partials, is_last
-from .tiles import COLUMNS, INT8_GROUP, dot
+from .tiles import COLUMNS, INT8_GROUP, dot, unpack
 
 
 @triton.jit
@@ -62,7 +61,7 @@ def tile_down_kernel(
             scale = tl.load(scales_ptr + group, mask=mask, other=0.0).to(tl.float32)
         new = ()
         for plane in tl.static_range(PLANES):
-            weight = decode(codes, plane, FORMAT)
+            weight = unpack(codes, plane, FORMAT)
             if FORMAT == "int4":
                 weight = weight * scale
             new = new + (dot(h, weight, ys[plane], 0, TERMS),)

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ..checks import MAX_ROWS
 from ..quant import GROUP
-from .rows import decode
+from .rows import MAGIC
 
 INT8_GROUP = tl.constexpr(GROUP["int8"])
 COLUMNS = tl.constexpr(MAX_ROWS)  # of a tile of tokens, live or not
@@ -34,6 +34,20 @@ def dot(a, b, acc, CUT: tl.constexpr, TERMS: tl.constexpr):
                 acc = tl.dot(piece, b, acc, input_precision="tf32")
             rest = tl.where(piece == rest, 0.0, rest - piece)  # not inf - inf
     return acc
+
+
+@triton.jit
+def unpack(codes, plane, FORMAT: tl.constexpr):
+    """Weights of one plane in fp32, without their scale; exact. Unlike in `rows` int8 comes in bytes, int4 in words."""
+    if FORMAT == "float":
+        weight = codes.to(tl.float32)
+    elif FORMAT == "int8":  # flip the sign bit: code + 128
+        byte = (codes.to(tl.uint8, bitcast=True) ^ 0x80).to(tl.uint32)
+        weight = (byte | MAGIC).to(tl.float32, bitcast=True) - 8388736.0
+    else:
+        nibble = (codes >> (4 * plane)) & 0xF
+        weight = (nibble | MAGIC).to(tl.float32, bitcast=True) - 8388616.0
+    return weight
 
 
 @triton.jit
@@ -74,7 +88,7 @@ def products(
             column = (element // V * PLANES + plane) * V + element % V
             at = token[None, :] * HIDDEN + column[:, None]
             x = tl.load(x_ptr + at, mask=(token < tokens)[None, :] & (column < HIDDEN)[:, None], other=0.0)
-            weight = decode(codes, plane, FORMAT)
+            weight = unpack(codes, plane, FORMAT)
             if FORMAT == "int8":  # these columns lie in one group
                 scale = tl.load(scales_ptr + row * 8 + SCALES + start // INT8_GROUP, mask=live, other=0.0)
                 group = dot(weight, x.to(tl.float32), tl.zeros_like(acc), 1, TERMS)

@@ -60,13 +60,11 @@ def up_of_slots(
         slot = start + tl.arange(0, BLOCK_N)
         live = slot < end
         neuron = tl.load(index_ptr + slot, mask=live, other=0)
-        codes, scale = load_rows(
-            up_ptr, up_scales_ptr, up_distance, neuron, live, HIDDEN, FORMAT, UNITS, V, STEP, SCALES
-        )
+        read = load_rows(up_ptr, up_scales_ptr, up_distance, neuron, live, HIDDEN, FORMAT, UNITS, V, STEP, SCALES)
         wanted = tl.zeros([BLOCK_N], dtype=tl.int1)
         for token in tl.static_range(TOKENS):
             value = tl.load(value_ptr + token * capacity + slot, mask=live, other=0.0)
-            h = weigh(value, dots(codes, scale, xs[token], FORMAT), ON_UP)
+            h = weigh(value, dots(read, xs[token], FORMAT), ON_UP)
             tl.store(h_ptr + token * capacity + slot, h, mask=live)
             wanted = wanted | (h != 0.0)
             nonzero += (h != 0.0).to(tl.int32)

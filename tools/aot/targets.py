@@ -178,8 +178,7 @@ def launches_of(case: Case, gpu: Gpu) -> Iterator[Launch]:
         h = _empty(tokens, model.neurons, dtype=torch.bfloat16)
         yield from launches(gpu, axpy_active.launch, h, down, model.hidden, None, tally)
     elif case.op == "published":
-        g = _empty(model.neurons, dtype=torch.bfloat16)
-        yield from launches(gpu, ffn_23.launch, g, x, up, Activation("relu").code, 0.0)
+        yield from launches(gpu, ffn_23.launch, _empty(model.neurons), x, up, Activation("relu").code, 0.0)
     elif case.op == "argmax":
         yield from launches(gpu, argmax.launch, _empty(tokens, VOCAB))
     elif case.op == "linear":
