@@ -105,8 +105,8 @@ $(VENV)/.run: $(PACKAGING) | $(VENV)/.torch
 	touch $@
 
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.torch
-	@echo '== $(VENV): what testing needs, Triton included (about two minutes)'
-	PROSPARSE_NO_EXT=1 $(PIP) install -c $(VENV)/constraints.txt --no-build-isolation -e '.[gpu,dev]'
+	@echo '== $(VENV): what testing needs, Triton and the lm-evaluation-harness included (about two minutes)'
+	PROSPARSE_NO_EXT=1 $(PIP) install -c $(VENV)/constraints.txt --no-build-isolation -e '.[gpu,dev,eval]'
 	touch $@ $(VENV)/.run
 
 # Built in place, so that an installed and a bare checkout load the same file. It may fail where there is no compiler;

@@ -36,7 +36,7 @@ class ProsparseLM(TemplateLM):
 
     Args:
         pretrained: model folder or hub id; None is the embedded model.
-        mode, weights, device, threads, context, fatrelu_threshold: as of `prosparse.load`.
+        mode, weights, device, threads, context, fatrelu_threshold, predictor: as of `prosparse.load`.
         add_bos_token: begin every text with BOS; None does so where the tokenizer does, and with MiniCPM, whose models
             misbehave without.
         batch_size: prompts that generate together, at most 16.
@@ -52,6 +52,7 @@ class ProsparseLM(TemplateLM):
         threads: int | None = None,
         context: int | None = None,
         fatrelu_threshold: float | None = None,
+        predictor: str | None = None,
         add_bos_token: bool | None = None,
         batch_size: int | str | None = 1,
         max_batch_size: int | None = None,
@@ -67,6 +68,7 @@ class ProsparseLM(TemplateLM):
             threads=threads,
             context=context,
             fatrelu_threshold=fatrelu_threshold,
+            predictor=predictor,
         )
         self.tokenizer = load_pretrained(folder)
         self.batch_size = MAX_ROWS if batch_size in (None, "auto") else max(1, int(batch_size))
