@@ -14,6 +14,7 @@ from prosparse.kernels.activation import Activation
 from prosparse.kernels.active import ActiveNeurons
 from prosparse.kernels.axpy_active import axpy_active, axpy_active_reference
 from prosparse.kernels.gate_select import gate_select
+from prosparse.kernels.linear_active import linear_active, linear_active_reference
 from prosparse.kernels.plain_dense import plain_dense, plain_dense_reference
 from prosparse.kernels.plain_exact import plain_exact, plain_exact_reference
 from prosparse.kernels.plain_predicted import plain_predicted, plain_predicted_reference
@@ -81,11 +82,20 @@ def _axpy_reference(token: Token, gate: Weight, down: Weight, tally: Tensor) -> 
     return axpy_active_reference(token.h, down.codes, down.shape[1], None, tally)
 
 
+def _first(token: Token, gate: Weight, down: Weight, tally: Tensor) -> Tensor:
+    return linear_active(token.x, gate, None, token.active, tally)
+
+
+def _first_reference(token: Token, gate: Weight, down: Weight, tally: Tensor) -> Tensor:
+    return linear_active_reference(token.x, gate.codes, None, token.active.index, token.active.count, tally)
+
+
 # name: mode, op, reference, whether it reads the whole gate, whether it is compared with plain_dense
 OPS: dict[str, tuple[str, Call, Call, bool, bool]] = {
     "plain_dense": ("dense", _dense, _dense_reference, True, True),
     "plain_exact": ("exact", _exact, _exact_reference, True, True),
     "plain_predicted": ("predicted", _predicted, _predicted_reference, False, False),
+    "linear_active": ("predicted", _first, _first_reference, False, False),
     "axpy_active": ("exact", _axpy, _axpy_reference, False, False),
 }
 
@@ -119,7 +129,8 @@ def plain(config: ModelConfig, fmt: str, sparsity: float, context: int) -> dict[
         return scanned + rows[DOWN_ROWS] * down.row_bytes
 
     def sparse(name: str, calls: int) -> float:
-        return round(1 - float(tallies[name][NONZERO]) / (calls * neurons), 6)
+        computed = PREDICTED if name == "linear_active" else NONZERO  # it ends before the activation
+        return round(1 - float(tallies[name][computed]) / (calls * neurons), 6)
 
     return {
         name: Op(

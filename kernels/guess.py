@@ -55,6 +55,11 @@ class Guess:
         """Bytes that a step reads of it."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
+    def to(self, device: torch.device) -> Guess:
+        """The same on another device."""
+        columns = (self.first or self.second).shape[1]
+        return guess_from(self.code, [tensor.to(device) for tensor in self.tensors], columns)
+
     def select(self, residual: Tensor, x: Tensor) -> ActiveNeurons:
         """What it names for a step of 1 to 16 tokens: residual and normed input, [tokens, hidden] float32."""
         if isinstance(self.second, Tensor):

@@ -21,6 +21,7 @@ from prosparse.kernels.glu_exact import glu_exact_reference
 from prosparse.kernels.glu_predicted import glu_predicted_reference
 from prosparse.kernels.glu_values import glu_values_reference
 from prosparse.kernels.linear import linear_reference
+from prosparse.kernels.linear_active import linear_active_reference
 from prosparse.kernels.plain_dense import plain_dense_reference
 from prosparse.kernels.plain_exact import plain_exact_reference
 from prosparse.kernels.plain_predicted import plain_predicted_reference
@@ -29,6 +30,7 @@ from prosparse.kernels.rotary_store import rotary_store_reference
 
 REFERENCES = {
     "linear": linear_reference,
+    "linear_active": linear_active_reference,
     "attend": attend_reference,
     "rms_norm": rms_norm.rms_norm_reference,
     "rms_norm_to": rms_norm._into,

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from prosparse.kernels.activation import Activation
+from prosparse.kernels.guess import Guess
 from prosparse.kernels.tally import new_tally
 
-TALLY, TOKENS = "prosparse_tally", "prosparse_tokens"
+TALLY, TOKENS, STEPS = "prosparse_tally", "prosparse_tokens", "prosparse_steps"
 
 
 class Accelerated(nn.Module):
@@ -27,18 +28,38 @@ class Accelerated(nn.Module):
     Attributes:
         dense_class: the class that the module had.
         activation: of the FFN.
-        mode: "exact" or "dense".
+        mode: "exact", "dense" or "predicted".
+        guess: of mode predicted: which neurons to look at.
     """
 
     dense_class: type[nn.Module]
     activation: Activation
     mode: str
+    guess: Guess | None
     prosparse_tally: Tensor
     prosparse_tokens: Tensor
+    prosparse_steps: Tensor
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """For pickle and deepcopy: the class is made at run time, so it travels as the parts it was made from."""
         return _blank, (self.mixin(), self.dense_class), self.__dict__.copy()
+
+    def _apply(self, *arguments: Any, **named: Any) -> Any:
+        """`.to()` and its like: the guess follows to another device, and keeps its dtypes."""
+        super()._apply(*arguments, **named)
+        if self.guess is not None:
+            self.guess = self.guess.to(self.prosparse_tally.device)
+        return self
+
+    def counters(self) -> list[Tensor]:
+        """What `stats` reads, all of it."""
+        return [self.prosparse_tally, self.prosparse_tokens, self.prosparse_steps]
+
+    def count(self, tokens: int) -> None:
+        """One step of so many tokens, for `stats`."""
+        self.prosparse_tokens.add_(tokens)
+        if self.guess is not None:
+            self.prosparse_steps.add_(1)
 
     def mixin(self) -> type[Accelerated]:
         """What is mixed into `dense_class`."""
@@ -65,37 +86,46 @@ def _blank(mixin: type[Accelerated], dense_class: type[nn.Module]) -> Accelerate
 @torch.no_grad()
 def install(
     module: nn.Module,
-    down: nn.Parameter,
+    down: nn.Parameter | None,
     mixin: type[Accelerated],
     activation: Activation,
     mode: str,
     dense_class: type[nn.Module],
+    guess: Guess | None = None,
 ) -> None:
     """Make a module an accelerated one, in place; its counters start at 0.
 
     Args:
         module: what `mixin` can be mixed into.
-        down: the parameter of its down projection.
+        down: the parameter of its down projection; None where it has none.
         mixin: computes few tokens.
         activation: of the FFN.
-        mode: "exact" or "dense".
+        mode: "exact", "dense" or "predicted".
         dense_class: what `uninstall` gives back.
+        guess: of mode predicted.
     """
-    counters = {TALLY: new_tally(down.device), TOKENS: torch.zeros(1, dtype=torch.int64, device=down.device)}
-    if down.is_floating_point():  # packed rows lie as they must
+    device = next(module.parameters()).device if down is None else down.device
+    counters = {TALLY: new_tally(device)}
+    counters |= {name: torch.zeros(1, dtype=torch.int64, device=device) for name in (TOKENS, STEPS)}
+    if down is not None and down.is_floating_point():  # packed rows lie as they must
         down.data = down.data.t().contiguous().t()  # the last step that can fail, and before anything has changed
     for name, counter in counters.items():
         module.register_buffer(name, counter, persistent=False)
-    _change_class(module, accelerated_class(mixin, dense_class), {"activation": activation, "mode": mode})
+    _change_class(
+        module, accelerated_class(mixin, dense_class), {"activation": activation, "mode": mode, "guess": guess}
+    )
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def uninstall(module: Accelerated, down: nn.Parameter) -> None:
+def uninstall(module: Accelerated, down: nn.Parameter | None) -> None:
     """Undo `install`: layout, class and attributes are as before."""
-    down.data = down.data.contiguous()
-    del module.activation, module.mode, module.prosparse_tally, module.prosparse_tokens
-    module._non_persistent_buffers_set -= {TALLY, TOKENS}
+    if down is not None:
+        down.data = down.data.contiguous()
+    del module.activation, module.mode, module.guess
+    for name in (TALLY, TOKENS, STEPS):
+        delattr(module, name)
+    module._non_persistent_buffers_set -= {TALLY, TOKENS, STEPS}
     _change_class(module, module.dense_class, {})
 
 

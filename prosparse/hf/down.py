@@ -41,7 +41,7 @@ class AcceleratedDown(Accelerated):
             flat, down.t(), down.shape[0], None if bias is None else bias.float(), tally
         )
         if counted:
-            self.prosparse_tokens.add_(tokens)
+            self.count(tokens)
         return out.view(*h.shape[:-1], down.shape[0])
 
     def _runs_on_kernels(self, h: Tensor) -> bool:

@@ -21,11 +21,12 @@ from torch.nn.functional import linear
 from prosparse.kernels.activation import Activation, gate_value, up_value
 from prosparse.kernels.weight import FORMAT_OF_DTYPE
 
+from ..weights.predictor import LayerPredictor
 from .accelerated import Accelerated
 from .activation import read_activation
 from .down import AcceleratedDown
 from .glu import CHILDREN, AcceleratedGLU, weights_of
-from .plain import down_of, examine_plain
+from .plain import down_of, examine_plain, first_of
 
 PROBE_SIZES = (64, 16, 24)  # tokens, hidden, neurons: 1536 gates, so a threshold is crossed on both sides
 PROBE_TOLERANCE = 1e-4  # relative; the probe runs in float32
@@ -41,6 +42,8 @@ class Site:
         activation: of the FFN.
         dense_class: the class that it has without us.
         mixin: what runs it.
+        first: of an FFN without up, the projection before the activation.
+        predictor: of its layer, in mode predicted.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Site:
     activation: Activation
     dense_class: type[nn.Module]
     mixin: type[Accelerated] = AcceleratedGLU
+    first: nn.Linear | None = None
+    predictor: LayerPredictor | None = None
 
     @property
     def has_dense_kernel(self) -> bool:
@@ -93,13 +98,13 @@ def find_ffns(model: nn.Module) -> Found:
 
 
 def _add_plain(found: Found, name: str, module: nn.Module, child: str, config: Any) -> None:
-    down = getattr(module, child)
+    down, first = getattr(module, child), first_of(module)
     if isinstance(down, AcceleratedDown):
-        found.sites.append(Site(name, down, down.activation, down.dense_class, AcceleratedDown))
+        found.sites.append(Site(name, down, down.activation, down.dense_class, AcceleratedDown, first))
         return
     activation = examine_plain(module, config)
     if isinstance(activation, Activation):
-        found.sites.append(Site(name, down, activation, type(down), AcceleratedDown))
+        found.sites.append(Site(name, down, activation, type(down), AcceleratedDown, first))
     else:
         found.left[name] = activation
 

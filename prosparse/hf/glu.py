@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prosparse.kernels import glu_dense, glu_exact  # noqa: F401  importing them registers the ops
+from prosparse.kernels import glu_dense, glu_exact, glu_predicted  # noqa: F401  importing them registers the ops
 from prosparse.kernels.checks import MAX_ROWS
 
 from .accelerated import Accelerated
@@ -32,17 +32,24 @@ class AcceleratedGLU(Accelerated):
         tokens = x.numel() // x.shape[-1]
         if not 1 <= tokens <= MAX_ROWS or not self._runs_on_kernels(x):
             return super().forward(x)
+        flat = x.reshape(tokens, -1).contiguous()
+        counted = x.dim() < 3 or x.shape[-2] == 1
+        out = self._compute(flat, self.prosparse_tally if counted else torch.zeros_like(self.prosparse_tally))
+        if counted:
+            self.count(tokens)
+        return out.view(x.shape)
+
+    def _compute(self, x: Tensor, tally: Tensor) -> Tensor:
         # The ops themselves and not their checked doors: those ask again what `_runs_on_kernels` has answered, for
         # 20 us a layer (2-core x86 machine), 1 ms a token at 52 layers.
-        op = torch.ops.prosparse.glu_exact if self.mode == "exact" else torch.ops.prosparse.glu_dense
         gate, up, down = self._rows()
-        act, flat = self.activation, x.reshape(tokens, -1).contiguous()
-        counted = x.dim() < 3 or x.shape[-2] == 1
-        tally = self.prosparse_tally if counted else torch.zeros_like(self.prosparse_tally)
-        out = op(flat, gate, up, down, act.code, act.threshold, act.on_up, tally)
-        if counted:
-            self.prosparse_tokens.add_(tokens)
-        return out.view(x.shape)
+        act = self.activation
+        how = (act.code, act.threshold, act.on_up, tally)
+        if self.guess is not None:
+            named = self.guess.select(x, x)
+            return torch.ops.prosparse.glu_predicted(x, gate, up, down, named.index, named.count, *how)
+        op = torch.ops.prosparse.glu_exact if self.mode == "exact" else torch.ops.prosparse.glu_dense
+        return op(x, gate, up, down, *how)
 
     def _rows(self) -> list[Tensor]:
         """gate, up and down with one neuron per row."""

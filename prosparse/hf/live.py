@@ -5,26 +5,36 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from prosparse.kernels.tally import NONZERO
+from prosparse.kernels.tally import NONZERO, PREDICTED
 
 from .. import machine
 from ..errors import UnsupportedError, UserError
-from ..plan import UNPREDICTED
+from ..plan import MODES
+from ..weights.predictor import Predictor
 from .accelerated import Accelerated, install, uninstall
 from .find import Found, Site, down_parameter, find_ffns
+from .first import AcceleratedFirst
 from .glu import CHILDREN
+from .guessing import check_belongs, guess_of, open_predictor
 from .packed import PackedGLU, check_can_pack, pack_children, packed_format
 
 log = logging.getLogger("prosparse")
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def accelerate(model: Model, mode: str = "auto", weights: str | None = None, linears: bool = False) -> Model:
+def accelerate(
+    model: Model,
+    mode: str = "auto",
+    weights: str | None = None,
+    linears: bool = False,
+    predictor: Predictor | str | Path | None = None,
+) -> Model:
     """Run the FFNs of a transformers model on our kernels, in place; `restore` takes it back.
 
     Steps of 1 to 16 tokens (decoding) skip the neurons that are exactly zero; longer ones (prompts) stay with PyTorch.
@@ -34,32 +44,41 @@ def accelerate(model: Model, mode: str = "auto", weights: str | None = None, lin
     Args:
         model: any module that holds gated FFNs (Llama, Mistral, Qwen, our MiniCPM, Bamboo, ...), or FFNs of a ReLU
             between two Linears (OPT, Falcon with ReLU), of which the second is run.
-        mode: "exact" skips true zeros only; "dense" runs our dense kernels; "auto" is exact where the activation makes
-            zeros, and else leaves the model as it is, with one log line.
+        mode: "exact" skips true zeros only; "dense" runs our dense kernels; "predicted" looks only at neurons that a
+            predictor names; "auto" is predicted where a predictor is given, exact where the activation makes zeros, and
+            else leaves the model as it is, with one log line.
         weights: "int8" or "int4" rounds the weights of gated FFNs, and drops the original ones: `restore` is then
             impossible. Mode auto runs them dense where the activation makes no zeros. None keeps weights as they are.
         linears: round all other Linears as well: attention projections, lm_head, FFNs that are not run.
+        predictor: a Predictor of this model or its file; None is, for mode predicted, the `predictor.safetensors` of
+            the folder that the model was loaded from. Layers that it leaves out are exact.
 
     Returns:
         the same model.
 
     Raises:
         UserError: an unknown mode or weight format, exact for an activation that makes no zeros, weights that are not
-            finite, or rounded already to another format.
+            finite, or rounded already to another format; no predictor for mode predicted, or one of another model.
         UnsupportedError: a mode other than auto, and no FFN that prosparse runs in it.
         Any error leaves the model as it was.
     """
-    if mode not in ("auto", *UNPREDICTED):
-        raise UserError(f"accelerate: mode is {mode!r}; supported are auto, {', '.join(UNPREDICTED)}")
+    if mode not in ("auto", *MODES):
+        raise UserError(f"accelerate: mode is {mode!r}; supported are auto, {', '.join(MODES)}")
     check_can_pack(model, weights, linears)
+    predictor = open_predictor(predictor, model, mode)
     found = find_ffns(model)
+    if predictor is not None:
+        mode = "predicted"
+        check_belongs(predictor, model, found.sites)
+        own = zip(found.sites, predictor.layers, strict=True)
+        found = replace(found, sites=[replace(site, predictor=layer) for site, layer in own])
     if weights is not None:
         found = replace(found, sites=[replace(s, mixin=PackedGLU) if s.has_dense_kernel else s for s in found.sites])
     sites = choose_sites(type(model).__name__, found, mode)
     undo: list[Callable[[], None]] = []
     try:
         for site in sites:
-            undo.append(_undoing(site))
+            undo += [_undoing(module) for module in (site.module, site.first) if module is not None]
             if weights is not None and site.mixin is PackedGLU:
                 undo.append(pack_children(site.module, CHILDREN, weights, transposed=CHILDREN[2]))
             _install(site, _mode_of(site, mode))
@@ -74,7 +93,9 @@ def accelerate(model: Model, mode: str = "auto", weights: str | None = None, lin
 
 
 def _mode_of(site: Site, mode: str) -> str:
-    return mode if mode != "auto" else "exact" if site.activation.makes_zeros else "dense"
+    if mode in ("auto", "predicted"):
+        return "predicted" if site.predictor is not None else "exact" if site.activation.makes_zeros else "dense"
+    return mode
 
 
 def choose_sites(what: str, found: Found, mode: str) -> list[Site]:
@@ -122,21 +143,32 @@ def _why(found: Found, dense: list[Site]) -> str:
 
 
 def _install(site: Site, mode: str) -> None:
-    install(site.module, down_parameter(site.module), site.mixin, site.activation, mode, site.dense_class)
+    guess, down = guess_of(site), down_parameter(site.module)
+    if site.first is None:
+        install(site.module, down, site.mixin, site.activation, mode, site.dense_class, guess)
+        return
+    install(site.module, down, site.mixin, site.activation, mode, site.dense_class)
+    _take_back(site.first)
+    if guess is not None:
+        install(site.first, None, AcceleratedFirst, site.activation, mode, type(site.first), guess)
 
 
-def _undoing(site: Site) -> Callable[[], None]:
-    """What puts a site back to its present state, whatever part of `install` was done."""
-    module = site.module
+def _undoing(module: nn.Module) -> Callable[[], None]:
+    """What puts a module back to its present state, whatever part of `install` was done."""
+    if not isinstance(module, Accelerated):
+        return lambda: _take_back(module)
+    before = module.mixin(), module.activation, module.mode, module.dense_class, module.guess
+    return lambda: install(module, _transposed(module), *before)
+
+
+def _take_back(module: nn.Module) -> None:
     if isinstance(module, Accelerated):
-        mode, before = module.mode, replace(site, mixin=module.mixin())
-        return lambda: _install(before, mode)
+        uninstall(module, _transposed(module))
 
-    def take_back() -> None:
-        if isinstance(module, Accelerated):
-            uninstall(module, down_parameter(module))
 
-    return take_back
+def _transposed(module: nn.Module) -> nn.Parameter | None:
+    """What lies transposed in an accelerated module."""
+    return None if isinstance(module, AcceleratedFirst) else down_parameter(module)
 
 
 def restore(model: Model) -> Model:
@@ -148,8 +180,7 @@ def restore(model: Model) -> Model:
     if fmt := packed_format(model):
         raise UserError(f"restore: the weights were rounded to {fmt} and the others dropped; load the model again")
     for module in list(model.modules()):
-        if isinstance(module, Accelerated):
-            uninstall(module, down_parameter(module))
+        _take_back(module)
     return model
 
 
@@ -163,30 +194,47 @@ def stats(model: nn.Module, reset: bool = False) -> dict[str, Any]:
     Returns:
         `activation_sparsity`: {"mean", "layers"}, the share of act(gate) * up that was exactly zero, over the tokens of
         decode steps (one token for each of at most 16 sequences) that the kernels ran, or None before the first;
+        `predicted_sparsity`: {"mean", "layers"}, the share of the neurons that the predictor left out in those steps;
+        None for a layer that has none, which the mean leaves out, and None in other modes;
         `decode_tokens`: how many those were; `kernels`: which implementation ran. Sequences of a batch that have ended
         count until the last one has; threads that generate at the same time may lose counts.
 
     Raises:
         UserError: the model is not accelerated.
     """
-    layers = [module for module in model.modules() if isinstance(module, Accelerated)]
+    counters = [module for module in model.modules() if isinstance(module, Accelerated)]
+    layers = [module for module in counters if not isinstance(module, AcceleratedFirst)]
     if not layers:
         raise UserError("stats: the model is not accelerated; call prosparse.accelerate(model) first")
-    shares = []
-    for layer in layers:
-        if tokens := int(layer.prosparse_tokens):
-            down = down_parameter(layer)
-            neurons = down.shape[1 if down.is_floating_point() else 0]
-            shares.append(round(1 - int(layer.prosparse_tally[NONZERO]) / (tokens * neurons), 6))
-    sparsity = {"mean": round(sum(shares) / len(shares), 6), "layers": shares} if len(shares) == len(layers) else None
+    active = [_left_out(layer, NONZERO, layer.prosparse_tokens) for layer in layers]
+    guessing = [layer if layer.guess is not None else _first_of(layer, counters) for layer in layers]
+    predicted = [None if own is None else _left_out(own, PREDICTED, own.prosparse_steps) for own in guessing]
     result = {
-        "activation_sparsity": sparsity,
+        "activation_sparsity": None if None in active else _mean(active),
+        "predicted_sparsity": None if predicted == [None] * len(layers) else _mean(predicted),
         "decode_tokens": max(int(layer.prosparse_tokens) for layer in layers),
         "kernels": machine.kernel_name(layers[0].prosparse_tally.device),
     }
     if reset:
         with torch.inference_mode(False):
-            for layer in layers:
-                layer.prosparse_tally.zero_()
-                layer.prosparse_tokens.zero_()
+            for counter in (buffer for layer in counters for buffer in layer.counters()):
+                counter.zero_()
     return result
+
+
+def _left_out(layer: Accelerated, what: int, of: Tensor) -> float | None:
+    """Share of the neurons that a counter did not count, in so many tokens or steps; None before the first."""
+    weight = layer.weight if isinstance(layer, AcceleratedFirst) else down_parameter(layer)
+    neurons = weight.shape[1 if weight.is_floating_point() and not isinstance(layer, AcceleratedFirst) else 0]
+    return round(1 - int(layer.prosparse_tally[what]) / (int(of) * neurons), 6) if int(of) else None
+
+
+def _first_of(down: Accelerated, counters: list[Accelerated]) -> AcceleratedFirst | None:
+    """What guesses for an FFN without up projection: it stands before its down projection."""
+    before = counters[max(counters.index(down) - 1, 0)]
+    return before if isinstance(before, AcceleratedFirst) else None
+
+
+def _mean(layers: list[float | None]) -> dict[str, Any]:
+    known = [share for share in layers if share is not None]
+    return {"mean": round(sum(known) / len(known), 6), "layers": layers}

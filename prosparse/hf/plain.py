@@ -30,6 +30,11 @@ def down_of(module: nn.Module) -> str | None:
     return None
 
 
+def first_of(module: nn.Module) -> nn.Linear:
+    """The first projection of the FFN whose down projection is `down_of(module)`."""
+    return getattr(module, next(first for first, _, down in KINDS if down == down_of(module)))
+
+
 def examine_plain(module: nn.Module, config: Any) -> Activation | str:
     """The activation before a module's down projection, or why it is left alone."""
     _, act, child = next(kind for kind in KINDS if kind[2] == down_of(module))

@@ -53,6 +53,8 @@ def test_bytes_and_sparsity_by_hand(rows):
     named = row_of(rows, "glu_predicted", "predicted")  # exactly the active ones
     assert named["bytes"] == pytest.approx(3 * matrix * (1 - named["activation_sparsity"]), rel=1e-3)
     assert row_of(rows, "sign_select", "predicted")["bytes"] == config.neurons * (config.hidden // 8 + 4)
+    first_half = row_of(rows, "linear_active", "predicted")
+    assert first_half["bytes"] == pytest.approx(matrix * (1 - first_half["activation_sparsity"]), rel=1e-3)
     second_half = row_of(rows, "axpy_active", "exact")
     assert second_half["bytes"] == pytest.approx(matrix * (1 - second_half["activation_sparsity"]), rel=1e-3)
     plain = row_of(rows, "plain_exact", "exact")
@@ -95,6 +97,7 @@ WRONG = [
     (ffn_ops, "glu_active"),
     (predicted_ops, "glu_predicted"),
     (plain_ops, "plain_exact"),
+    (plain_ops, "linear_active"),
     (plain_ops, "axpy_active"),
 ]
 
