@@ -44,7 +44,7 @@ def assert_same(now: dict[str, Any], before: dict[str, Any]) -> None:
 def test_shares_the_weights_and_keeps_names_and_shapes(model: Any) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     gate = model.model.layers[0].mlp.gate_proj.weight.data_ptr()
-    bytes_before = storage_bytes(model)
+    bytes_before = sum(storages(model).values())
     assert prosparse.accelerate(model) is model
     mlp = model.model.layers[0].mlp
     assert mlp.gate_proj.weight.data_ptr() == gate
@@ -52,12 +52,13 @@ def test_shares_the_weights_and_keeps_names_and_shapes(model: Any) -> None:
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
     counters = 3 * 2 * 8  # layers, counters, bytes; at most a few numbers each
-    assert bytes_before <= storage_bytes(model) <= bytes_before + 4 * counters
+    assert bytes_before <= sum(storages(model).values()) <= bytes_before + 4 * counters
 
 
-def storage_bytes(model: nn.Module) -> int:
+def storages(model: nn.Module) -> dict[int, int]:
+    """Bytes of each piece of memory that a model holds, by its address."""
     tensors = [*model.parameters(), *model.buffers()]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
 def test_a_hundred_times_there_and_back(model: Any, reference: Any) -> None:
@@ -65,12 +66,14 @@ def test_a_hundred_times_there_and_back(model: Any, reference: Any) -> None:
     generate(model)  # transformers marks modules the first time
     before = fingerprint(model)
     gc.collect()
-    tensors = count_tensors()
+    tensors, held = count_tensors(), storages(model)
     for _ in range(100):
         prosparse.accelerate(model)
         prosparse.restore(model)
     gc.collect()
-    assert count_tensors() == tensors
+    assert count_tensors() == tensors and sorted(storages(model).values()) == sorted(held.values())
+    moved = {n for n, p in model.named_parameters() if p.data_ptr() not in held}
+    assert all(name.endswith("down_proj.weight") for name in moved), "nothing else was touched"
     assert_same(fingerprint(model), before)
     assert torch.equal(generate(model), expected)
 

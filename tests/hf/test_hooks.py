@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 import prosparse
+from prosparse.errors import UnsupportedError
 
 PROMPT = torch.tensor([[1, 40, 41, 42, 90, 91, 92, 40, 41, 42, 17, 18, 19, 20, 21, 22, 23, 24]])
 
@@ -93,3 +97,26 @@ def test_wrapped_forwards_of_a_dispatched_model(model: Any, reference: Any) -> N
     prosparse.restore(model)
     assert all(layer.mlp._old_forward.__func__ is type(layer.mlp).forward for layer in model.model.layers)
     assert torch.equal(generate(model), expected)
+
+
+def test_a_layer_on_the_disk_stays_with_transformers(
+    llama_folder: Path, reference: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A real device_map: hooks bring the weights of layer 1 for each step, so that there is nothing to run on."""
+    if os.environ.get("CI") != "true":  # there it is installed
+        pytest.importorskip("accelerate", reason="device_map needs the package accelerate of Hugging Face")
+    places = {f"model.layers.{layer}": "disk" if layer == 1 else "cpu" for layer in range(3)}
+    places |= dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    model = AutoModelForCausalLM.from_pretrained(
+        llama_folder, dtype=torch.float32, device_map=places, offload_folder=tmp_path
+    )
+    expected = generate(reference)
+    prosparse.accelerate(model)
+    assert "1 FFNs of LlamaForCausalLM stay as they are; model.layers.1.mlp: its weights are offloaded" in caplog.text
+    assert torch.equal(generate(model), expected)
+    assert len(prosparse.stats(model)["activation_sparsity"]["layers"]) == 2
+    with pytest.raises(UnsupportedError, match="is placed by a device_map, which rounded weights cannot follow"):
+        prosparse.accelerate(model, weights="int8")
+    prosparse.restore(model)
+    assert torch.equal(generate(model), expected)
+    assert [type(layer.mlp).__name__ for layer in model.model.layers] == ["LlamaMLP"] * 3

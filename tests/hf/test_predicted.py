@@ -150,7 +150,7 @@ def test_copies_and_casts(llama_folder: Path) -> None:
 
 def test_compiles_without_a_break(llama_folder: Path) -> None:
     engine = prosparse.load(llama_folder, weights="fp32")
-    for kind in KINDS:
+    for kind in ("low_rank", "low_bit_gate"):  # the third kind: test_compile.py
         model = prosparse.accelerate(load(llama_folder), predictor=predictor_of(engine, kind, 0.0))
         mlp, x = model.model.layers[1].mlp, torch.randn(1, 1, 64)
         torch.compiler.reset()
