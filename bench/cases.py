@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from .decode import compare
 from .ffn import compare_ffn
@@ -20,6 +21,13 @@ from .row import Row
 Case = Callable[..., list[Row]]  # called with progress=
 ONE, SEVEN = "minicpm-s-1b", "prosparse-llama-2-7b"
 OTHERS = Run(tg=64, against=("transformers-eager", "transformers-compile"))
+
+
+def _generate(*arguments: Any, **options: Any) -> list[Row]:
+    from .generate import compare_generate  # seconds of imports of transformers, for those who ask for it
+
+    return compare_generate(*arguments, **options)
+
 
 # 0.88 is MiniCPM-S-1B's published activation sparsity, 0.89 that of ProSparse-LLaMA-2-7B
 CASES: dict[str, Case] = {
@@ -47,6 +55,7 @@ CASES: dict[str, Case] = {
     "predictors-1b-bf16": partial(compare_predictors, ONE, 0.88, weights="bf16"),
     "predictors-1b-int8": partial(compare_predictors, ONE, 0.88, weights="int8"),
     "load-1b": compare_load,
+    "generate-1b-bf16": partial(_generate, ONE, 0.88, weights="bf16"),
     "quality-embedded": compare_quality,
     "engines-1b-bf16": partial(compare, ONE, 0.88, weights="bf16", run=OTHERS),
     "engines-1b-llama-cpp-bf16": partial(compare, ONE, 0.88, weights="bf16", run=Run(against=("llama-cpp",))),

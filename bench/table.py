@@ -99,6 +99,16 @@ def _columns(subject: str) -> list[Column]:
             ("times\nexact", lambda row: _or_dash(row["quality"] and row["quality"]["exact_ratio"], "{:.2f}")),
             ("times base\n(95 %)", _ratio),
         ]
+    if subject == "generate":
+        return [
+            ("mode", lambda row: row["part"]),
+            *zeros,
+            ("tokens/s", lambda row: f"{row['tokens_per_s']:.1f}"),
+            ("median\nms", lambda row: _ms(row["median_us"])),
+            ("times base\n(95 %)", _ratio),
+            ("Amdahl's\nlimit", lambda row: _or_dash(row["quality"] and row["quality"]["amdahl_limit"], "{:.2f}")),
+            ("reached", lambda row: _or_dash(row["quality"] and row["quality"]["fraction_of_limit"], "{:.0%}")),
+        ]
     return [
         *(prompt if subject == "prefill" else []),
         ("mode", lambda row: row["mode"]),
@@ -144,7 +154,7 @@ def _legend(rows: Sequence[Row]) -> str:
         lines.append(f"memory reads {spread} GB/s in the same run")
         lines.append("tokens/s is the median's; ratios and floor compare p10; floor = MB / GB/s")
         lines += [f"base: {base}" for base in sorted({row["baseline"] for row in timed if row["baseline"]})]
-        if all(row["fraction_of_floor"] is None for row in timed):
+        if all(row["fraction_of_floor"] is None for row in timed) and first["subject"] != "generate":
             lines.append("no floor: a cache may hold all of these weights")
     load, cpus = first["machine"]["load_average"], first["machine"]["cpus"]
     if timed and load > 1.2 * cpus:

@@ -17,9 +17,10 @@ from transformers.cache_utils import StaticCache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from prosparse.config import ModelConfig
+from prosparse.config.to_hf import hf_keys
 from prosparse.errors import MachineError, UnsupportedError
 from prosparse.hf.minicpm import MiniCPMConfig, MiniCPMForCausalLM
-from prosparse.hf.patched import patched
+from prosparse.hf.patched import register
 from prosparse.hf.sparsellama import SparseLlamaConfig, SparseLlamaForCausalLM
 from prosparse.kernels.weight import FLOATS
 from prosparse.model.decoder import Decoder
@@ -87,35 +88,11 @@ class Transformers:
 
 def _build(config: ModelConfig, tensors: dict[str, Tensor], dtype: torch.dtype) -> Any:
     """The model over given tensors; nothing is initialised or copied."""
-    sizes = {
-        "hidden_size": config.hidden,
-        "intermediate_size": config.neurons,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab,
-        "max_position_embeddings": config.max_position,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope.theta,
-        "attention_bias": config.attention_bias,
-        "tie_word_embeddings": False,  # the tensor is given under both names
-        "hidden_act": config.activation.kind,
-        "hidden_act_param": config.activation.threshold,
-        "dtype": dtype,
-    }
-    if config.family == "minicpm":
-        scales = {
-            "scale_emb": config.embed_scale,
-            "scale_depth": config.residual_scale * config.layers**0.5,
-            "dim_model_base": config.logit_scale * config.hidden,
-        }
-        own: Any = MiniCPMConfig(**sizes, **scales)
-        kind: Any = MiniCPMForCausalLM
-    else:
-        own, kind = SparseLlamaConfig(**sizes), SparseLlamaForCausalLM
-    with patched(), torch.device("meta"):  # patched: transformers knows no fatrelu
-        model = kind(own)
+    register()  # transformers knows no fatrelu
+    keys = {**hf_keys(config), "tie_word_embeddings": False, "dtype": dtype}  # a tied tensor is given under both names
+    own: Any = MiniCPMConfig(**keys) if config.family == "minicpm" else SparseLlamaConfig(**keys)
+    with torch.device("meta"):
+        model: Any = MiniCPMForCausalLM(own) if config.family == "minicpm" else SparseLlamaForCausalLM(own)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     model.model.rotary_emb = LlamaRotaryEmbedding(own)  # the one made on meta has no angles
     return model.eval().requires_grad_(False)

@@ -21,6 +21,8 @@ from prosparse.bench.run import run_cases
 from prosparse.config import shapes
 from prosparse.engine.load import assemble
 from prosparse.errors import MachineError, UnsupportedError
+from prosparse.hf.accelerated import Accelerated
+from prosparse.kernels.activation import Activation
 from prosparse.kernels.weight import in_format
 from prosparse.placement import choose
 from prosparse.weights.synthetic import synthetic_weights, weight_bytes
@@ -48,6 +50,16 @@ def test_transformers_computes_the_same_in_the_same_run(small, weights):
     for key in ("shape", "layers", "weights", "context", "threads", "synthetic", "baseline"):
         assert eager[key] == dense[key], key
     assert eager["bytes"] == pytest.approx(dense["bytes"], rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["relu", "fatrelu"])
+def test_transformers_runs_none_of_our_kernels(kind):
+    config = dataclasses.replace(shapes.shape("tiny"), activation=Activation(kind, 0.03 if kind == "fatrelu" else 0.0))
+    tensors, _ = synthetic_weights(config, "fp32", 0.8)
+    theirs = with_transformers.Transformers(assemble(config, tensors, choose(config, "dense"), 32), 32, compiled=False)
+    theirs.prefill(torch.arange(5))
+    kinds = {type(module).__module__.split(".")[0] for module in theirs._model.modules() if "MLP" in repr(type(module))}
+    assert kinds == {"transformers"} and not any(isinstance(module, Accelerated) for module in theirs._model.modules())
 
 
 def test_another_function_is_refused(monkeypatch):

@@ -16,6 +16,7 @@ from prosparse.kernels.activation import Activation
 from prosparse.kernels.weight import FLOATS
 
 from ...config import ModelConfig
+from ...config.to_hf import ARCHITECTURES, hf_keys
 from ...errors import UnsupportedError
 from ..model_weights import LayerWeights
 from ..output import check_free, new_folder, write_weights
@@ -105,28 +106,15 @@ def as_plain(config: ModelConfig) -> ModelConfig:
 
 def hf_config(config: ModelConfig, fmt: str) -> dict[str, Any]:
     """config.json of a plain config."""
-    bamboo = config.family == "bamboo"
-    document = {
-        "architectures": ["BambooForCausalLM" if bamboo else "LlamaForCausalLM"],
+    return {
+        "architectures": [ARCHITECTURES[config.family]],
         "model_type": config.family,
-        "hidden_act": config.activation.kind,
-        "hidden_size": config.hidden,
-        "intermediate_size": config.neurons,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab,
-        "max_position_embeddings": config.max_position,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope.theta,
-        "tie_word_embeddings": config.tied_embeddings,
+        **hf_keys(config),
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_ids[0],
         "pad_token_id": config.pad_token_id,
         "torch_dtype": str(FLOATS[fmt]).removeprefix("torch."),
     }
-    return {**document, "sliding_window": config.sliding_window} if bamboo else document
 
 
 class _Parts:
