@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from prosparse.engine.load import set_threads
+
 from .cases import CASES, QUICK, chosen, subjects
 from .run import run_cases
 from .table import render
@@ -50,6 +52,7 @@ def main() -> int:
     parse = parser()
     args = parse.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    set_threads(None)
     table = QUICK if args.quick else CASES
     for name in args.only or ():
         if not chosen([name], table):

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     long.add_argument("--tg", type=int, default=64, metavar="N", help="decode tokens timed per mode (default: 64)")
     long.add_argument("--repeat", type=int, default=1, metavar="R", help="how many times those (default: 1)")
-    long.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    long.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per usable core)")
     out = parser.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
     out.add_argument("-o", "--output", type=Path, metavar="FILE", help="append rows to FILE, one JSON object a line")
@@ -71,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from ..bench.table import render
     from ..engine.load import set_threads
 
-    if args.threads is not None:
-        set_threads(args.threads)
+    set_threads(args.threads)
     rows = _measure(args)
     if args.output is not None:
         append(args.output, rows)

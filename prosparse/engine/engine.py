@@ -97,9 +97,7 @@ class Engine:
                 option, or embeddings that are not finite or of another shape or dtype.
             MachineError: logits that are not finite, or no memory for the cache.
         """
-        if (prompt is None) == (inputs_embeds is None):
-            got = "neither" if prompt is None else "both"
-            raise UserError(f"generate: pass either a prompt or inputs_embeds, got {got}")
+        _check_one_of("generate", prompt, inputs_embeds)
         given: Any = inputs_embeds if prompt is None else prompt
         several = isinstance(given, Sequence) if prompt is None else is_batch(prompt)
         requests = self._requests(given if several else [given], params, options, prompt is None)
@@ -111,9 +109,10 @@ class Engine:
 
     def stream(
         self,
-        prompt: Prompt,
+        prompt: Prompt | None = None,
         params: SamplingParams | None = None,
         *,
+        inputs_embeds: Tensor | None = None,
         progress: Progress | None = None,
         **options: Any,
     ) -> Iterator[str]:
@@ -121,9 +120,11 @@ class Engine:
 
         A piece never splits a character, and the pieces together are the text. `engine.stats` is set at the end.
         """
-        if is_batch(prompt):
+        _check_one_of("stream", prompt, inputs_embeds)
+        if isinstance(inputs_embeds, Sequence) or (prompt is not None and is_batch(prompt)):
             raise UserError("stream: takes one prompt, got a list; use generate for several")
-        request = self._requests([prompt], params, options)[0]
+        embedded = prompt is None
+        request = self._requests([inputs_embeds if embedded else prompt], params, options, embedded)[0]
         return self._stream(request, progress)
 
     def _stream(self, request: Request, progress: Progress | None) -> Iterator[str]:
@@ -247,3 +248,9 @@ def is_batch(prompt: object) -> bool:
     if isinstance(prompt, str) or not isinstance(prompt, Sequence):
         return False
     return len(prompt) == 0 or not isinstance(prompt[0], Integral)
+
+
+def _check_one_of(what: str, prompt: object, inputs_embeds: object) -> None:
+    if (prompt is None) == (inputs_embeds is None):
+        got = "neither" if prompt is None else "both"
+        raise UserError(f"{what}: pass either a prompt or inputs_embeds, got {got}")

@@ -39,6 +39,11 @@ def open_ffns(engine: Engine) -> list[AnyFFN]:
     """The FFN block of every layer. Raises UnsupportedError for one that cannot be looked into."""
     found: list[AnyFFN] = []
     for _, ffn in engine.decoder.blocks:
+        if engine.config.experts:
+            raise UnsupportedError(
+                f"measure: layers of this {engine.config.family} model hold {engine.config.experts} experts, each of "
+                "which sees only some tokens; models with one FFN in each layer can be looked into"
+            )
         if not isinstance(ffn, GatedFFN | PlainFFN):
             raise UnsupportedError(f"measure: {type(ffn).__name__} is no FFN that can be looked into")
         found.append(ffn)

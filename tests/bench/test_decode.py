@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from prosparse import machine
 from prosparse.bench import check, decode, modes
 from prosparse.bench.clock import Timing
 from prosparse.bench.decode import compare, compare_model, fit_layers
@@ -177,3 +178,12 @@ def test_the_command_times_other_subjects_and_draws(capsys, tmp_path):
     )
     assert "times GEMMs" in capsys.readouterr().out and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert main(["bench", "--shape", "tiny", "--subject", "ops", "--plot", str(tmp_path / "b.png")]) == 2
+
+
+def test_the_command_takes_as_many_threads_as_load(threads, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "default_threads", lambda: 1)
+    torch.set_num_threads(2)
+    assert main(["bench", "--shape", "tiny", "--tg", "2", "--json"]) == 0
+    assert {row["threads"] for row in json.loads(capsys.readouterr().out)["rows"]} == {1}
+    assert main(["bench", "--shape", "tiny", "--tg", "2", "--threads", "2", "--json"]) == 0
+    assert {row["threads"] for row in json.loads(capsys.readouterr().out)["rows"]} == {2}

@@ -51,6 +51,18 @@ def test_embeddings_are_what_the_first_layer_takes(engine: Engine) -> None:
     assert engine.generate(inputs_embeds=embeds.bfloat16(), max_new_tokens=2).token_ids
 
 
+def test_streams_like_it_generates(engine: Engine) -> None:
+    embeds = engine.embed(IDS)
+    expected = engine.generate(inputs_embeds=embeds, max_new_tokens=12, ignore_eos=True)
+    pieces = list(engine.stream(inputs_embeds=embeds, max_new_tokens=12, ignore_eos=True))
+    assert "".join(pieces) == expected.text and engine.stats["decode_tokens"] == 11
+    for given in ({}, {"prompt": "a", "inputs_embeds": embeds}):
+        with pytest.raises(UserError, match="stream: pass either a prompt or inputs_embeds"):
+            engine.stream(**given)
+    with pytest.raises(UserError, match="stream: takes one prompt, got a list"):
+        engine.stream(inputs_embeds=[embeds])
+
+
 def test_a_penalty_on_what_was_generated(engine: Engine) -> None:
     """The prompt has no ids to be repeated, as in transformers."""
     options: dict[str, Any] = {"max_new_tokens": 8, "repetition_penalty": 1e4, "ignore_eos": True}

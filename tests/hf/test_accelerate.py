@@ -7,14 +7,17 @@ import gc
 import pickle
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 import prosparse
 import prosparse.hf.live as live
+from prosparse import machine
 from prosparse.errors import UnsupportedError, UserError
 
 PROMPT = torch.tensor([[1, 40, 41, 42, 90, 91, 92, 40, 41, 42, 17, 18, 19, 20, 21, 22, 23, 24]])
@@ -113,6 +116,20 @@ def test_two_models_and_their_counts_stay_apart(model: Any, reference: Any, tiny
     assert prosparse.stats(other)["decode_tokens"] == 4
     prosparse.restore(other)
     assert torch.equal(generate(model), expected)
+
+
+def test_the_number_of_threads_is_the_callers(
+    model: Any, monkeypatch: pytest.MonkeyPatch, threads: None, llama_folder: Path
+) -> None:
+    """`prosparse.load` takes no more than can run at once; a program that runs a model of its own has chosen."""
+    monkeypatch.setattr(machine, "default_threads", lambda: 1)
+    torch.set_num_threads(2)
+    generate(prosparse.accelerate(model))
+    with prosparse.patched():
+        generate(AutoModelForCausalLM.from_pretrained(llama_folder))
+    assert torch.get_num_threads() == 2
+    prosparse.load(llama_folder)
+    assert torch.get_num_threads() == 1
 
 
 def test_threads_may_share_a_model(model: Any, reference: Any) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from parity.rows import ROWS
 from tiny_engine import make_model
+from tiny_families import write_experts
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -149,3 +151,9 @@ def test_hooks_are_gone_after_a_fault() -> None:
     with pytest.raises(RuntimeError, match="no predictor"):
         prosparse.measure(model, [[[1, 2, 3]]], predictor=fails)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_engines_with_experts_are_told(tmp_path: Path) -> None:
+    folder = next(row for row in ROWS if row.write is write_experts).make(tmp_path / "model")
+    with pytest.raises(UnsupportedError, match="layers of this minicpm model hold 8 experts, each of which"):
+        prosparse.measure(prosparse.load(folder), torch.ones(1, 8, dtype=torch.int64))
