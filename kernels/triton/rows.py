@@ -66,7 +66,7 @@ def load_x(x_ptr, token, HIDDEN: tl.constexpr, FORMAT: tl.constexpr, UNITS: tl.c
             x = tl.load(x_ptr + token * HIDDEN + column, mask=column < HIDDEN, other=0.0)
             lanes = lanes + (split_four(x.to(tl.float32), UNITS),)
         for plane in tl.static_range(4):
-            parted = (lanes[0][plane], lanes[1][plane], lanes[2][plane], lanes[3][plane])
+            parted = (lanes[0][plane], lanes[1][plane], lanes[2][plane], lanes[3][plane])  # type: ignore[misc]
             planes = planes + (join_four(parted, UNITS, 1),)
     else:
         for plane in tl.static_range(planes_of(FORMAT)):
