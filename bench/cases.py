@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from .decode import compare
+from .embedded_predictors import compare_embedded
 from .ffn import compare_ffn
 from .load import compare_load
 from .modes import Run
@@ -54,6 +55,7 @@ CASES: dict[str, Case] = {
     "batch-1b-int4": partial(compare, ONE, 0.88, weights="int4", run=Run(tg=32), batches=(2, 4, 8, 16)),
     "predictors-1b-bf16": partial(compare_predictors, ONE, 0.88, weights="bf16"),
     "predictors-1b-int8": partial(compare_predictors, ONE, 0.88, weights="int8"),
+    "predictors-embedded": compare_embedded,
     "load-1b": compare_load,
     "generate-1b-bf16": partial(_generate, ONE, 0.88, weights="bf16"),
     "quality-embedded": compare_quality,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from prosparse.bench.embedded_predictors import compare_embedded
 from prosparse.bench.modes import Run
 from prosparse.bench.predictors import compare_predictors
 from prosparse.errors import UserError
@@ -27,3 +28,20 @@ def test_rows_of_every_selector():
 def test_an_unknown_selector_is_refused():
     with pytest.raises(UserError, match="selector is 'magic'; supported are low_rank, low_bit_gate, oracle"):
         compare_predictors("tiny", selectors=("magic",))
+
+
+@pytest.mark.usefixtures("small_probe")
+def test_rows_of_the_packaged_model():
+    rows = compare_embedded(("sign_bits", "shipped"), run=Run(pp=4, tg=8), predictions=512, calibration=2048)
+    assert [(row["mode"], row["part"]) for row in rows] == [
+        ("dense", None), ("exact", None), ("predicted", "sign_bits"), ("predicted", "shipped"),
+    ]  # fmt: skip
+    assert all(row["subject"] == "predictors" and row["model"] == "relu-llama-14m" for row in rows)
+    shipped = rows[-1]["quality"]
+    assert shipped["recall"] > 0.97 and shipped["kl_divergence"] < 5e-3 and shipped["exact_ratio"] > 0
+    assert rows[-1]["bytes"] < rows[1]["bytes"] < rows[0]["bytes"]
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match="kind is 'magic'; supported are .*, shipped"):
+        compare_embedded(("magic",))
