@@ -18,6 +18,7 @@ LOADING = (
     "plan",
     "predictor",
     "audit",
+    "deterministic",
 )
 PLACING = ("budget", "profile", "machine")
 SAMPLING = (
@@ -54,6 +55,9 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--predictor", metavar="FILE", help="guess the active neurons, with a predictor from a file")
     group.add_argument(
         "--audit", type=int, metavar="N", help="check the predictor every N steps; --stats says its recall"
+    )
+    group.add_argument(
+        "--deterministic", action="store_true", help="the same bits for any number of threads; prompts take longer"
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prosparse.kernels.checks import MAX_ROWS
+
 from ..config import ModelConfig, SamplingParams
 from ..errors import UserError
 from ..model.decoder import Decoder
@@ -43,8 +45,9 @@ class Engine:
         model_sampling: SamplingParams,
         kv_dtype: torch.dtype,
         audit: int = 0,
+        deterministic: bool = False,
     ) -> None:
-        self.audit = audit
+        self.audit, self.prefill_chunk = audit, MAX_ROWS if deterministic else PREFILL_CHUNK
         self.decoder, self.tokenizer, self.plan = decoder, tokenizer, plan
         self.model_sampling, self.kv_dtype = model_sampling, kv_dtype
         self.stats: dict[str, Any] = {}
@@ -135,12 +138,12 @@ class Engine:
         self._finished(request, session)
 
     @torch.inference_mode()
-    def logits(self, token_ids: Sequence[int] | Tensor, chunk: int = PREFILL_CHUNK) -> Tensor:
+    def logits(self, token_ids: Sequence[int] | Tensor, chunk: int | None = None) -> Tensor:
         """Scores of every next token with the sequence given (teacher forcing).
 
         Args:
             token_ids: [tokens], from `engine.tokenizer.encode` for instance.
-            chunk: tokens per prefill step.
+            chunk: tokens per prefill step; None is what `generate` takes.
 
         Returns:
             [tokens, vocab] float32 on the CPU.
@@ -149,11 +152,11 @@ class Engine:
             UserError: no tokens, more than the context, an id outside the vocabulary, or a chunk below 1.
         """
         ids = self._check_ids(token_ids, "logits: token_ids", "a sequence of whole numbers")
-        if chunk < 1:
+        if chunk is not None and chunk < 1:
             raise UserError(f"logits: chunk must be at least 1 token, got {chunk}")
         if len(ids) > self.context:
             raise UserError(f"logits: {len(ids)} tokens are more than the context of {self.context}; raise --context")
-        session = Session(self.decoder, self.kv_dtype, 1, len(ids))
+        session = Session(self.decoder, self.kv_dtype, 1, len(ids), chunk=self.prefill_chunk)
         parts = [self.decoder.logits(hidden).cpu() for hidden in session.prefill(torch.tensor(ids), chunk=chunk)]
         return torch.cat(parts)
 
@@ -236,7 +239,7 @@ class Engine:
 
     def _session(self, prompts: int) -> Session:
         slots = prompts if self.plan.placement is None else 1  # a budget has room for the cache of one
-        return Session(self.decoder, self.kv_dtype, slots, self.context, self.audit)
+        return Session(self.decoder, self.kv_dtype, slots, self.context, self.audit, self.prefill_chunk)
 
     def _finished(self, request: Request, session: Session) -> Generation:
         self.stats = request_stats(request, session, self.decoder)

@@ -53,6 +53,7 @@ def load(
     plan: Plan | str | Path | None = None,
     predictor: Predictor | str | Path | None = None,
     audit: int | None = None,
+    deterministic: bool = False,
     budget: int | str | None = None,
     profile: Profile | str | Path | None = None,
     machine: Machine | str | Path | None = None,
@@ -83,6 +84,8 @@ def load(
         profile: a Profile or its file, for a budget or a placed plan; None is the cached one, else one of the packaged
             text.
         machine: to plan for, with a budget: a Machine, its file or a preset's name.
+        deterministic: read prompts in steps of 16 tokens by the kernels of decode steps, slower, so that all bits are
+            the same for any number of threads. Decode steps are that always, and runs repeat to the bit either way.
         progress: called with (bytes done, bytes in all) while weights are read.
 
     Raises:
@@ -126,6 +129,8 @@ def load(
         chosen, profile = plan_for(budget, machine, checkpoint, config, mode, asked, tokens, predictor, profile, whole)
     tokenizer, model_sampling = source.tokenizer(), source.sampling()
     if chosen.placement is not None:
+        if deterministic:
+            raise UserError("load: deterministic is for a model on one device; leave it or the budget and plan out")
         asked, tokens = agreed(chosen.placement, asked, context)
         known = known_profile(profile, config, content_of(checkpoint, config))
         division = divide(chosen, config, known, fast_device(device))
@@ -141,7 +146,7 @@ def load(
     held = fmt if head == fmt else f"{fmt} (lm_head {head})"
     log.info("%s: %s weights, mode %s (%s)", name, held, chosen.mode, chosen.reason)
     kv_dtype = torch.float32 if fmt == "fp32" else torch.bfloat16
-    return Engine(decoder, tokenizer, chosen, model_sampling, kv_dtype, check_every(audit, chosen.mode))
+    return Engine(decoder, tokenizer, chosen, model_sampling, kv_dtype, check_every(audit, chosen.mode), deterministic)
 
 
 def assemble(

@@ -31,10 +31,19 @@ class Session:
         slots: how many sequences decode together, 1 to `MAX_ROWS`.
         context: positions per sequence.
         audit: steps from one audit of the predictor to the next; 0 for none.
+        chunk: tokens of a prompt at a time.
     """
 
-    def __init__(self, decoder: Decoder, kv_dtype: torch.dtype, slots: int, context: int, audit: int = 0) -> None:
-        self.decoder = decoder
+    def __init__(
+        self,
+        decoder: Decoder,
+        kv_dtype: torch.dtype,
+        slots: int,
+        context: int,
+        audit: int = 0,
+        chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        self.decoder, self.chunk = decoder, chunk
         self.cache = KVCache(decoder.config, min(slots, MAX_ROWS), context, kv_dtype, decoder.tiers.layers)
         self.tally = decoder.new_tally()
         self.audit = Audit(decoder, audit) if audit else None
@@ -46,13 +55,13 @@ class Session:
         return [own.tolist() for own in self.tally]
 
     @torch.inference_mode()
-    def prefill(self, token_ids: Tensor, slot: int = 0, start: int = 0, chunk: int = PREFILL_CHUNK) -> Iterator[Tensor]:
+    def prefill(self, token_ids: Tensor, slot: int = 0, start: int = 0, chunk: int | None = None) -> Iterator[Tensor]:
         """Add tokens to a slot; yields the final hidden states of each chunk, [<= chunk, hidden] float32.
 
         Args:
             token_ids: [tokens] int64, or embeddings, [tokens, hidden] float32.
         """
-        for part in token_ids.to(self.decoder.device).split(chunk):
+        for part in token_ids.to(self.decoder.device).split(chunk or self.chunk):
             yield self.decoder.prefill(part, slot, start, self.cache)
             start += len(part)
 

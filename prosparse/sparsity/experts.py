@@ -19,7 +19,7 @@ from prosparse.kernels.glu_active import weigh
 from prosparse.kernels.glu_dense import glu_dense
 from prosparse.kernels.linear import gemm_transposed, linear
 from prosparse.kernels.rms_norm import rms_norm
-from prosparse.kernels.tally import DOWN_ROWS, UP_ROWS
+from prosparse.kernels.tally import DOWN_ROWS, UP_ROWS, new_tally
 from prosparse.kernels.weight import Weight
 
 
@@ -58,6 +58,8 @@ class ExpertsFFN:
 
     def prefill(self, residual: Tensor) -> Tensor:
         """Many tokens, [tokens, hidden] float32 to the same: a dense GEMM over the tokens of each expert."""
+        if residual.shape[0] <= MAX_ROWS:
+            return self.decode(residual, new_tally(residual.device))
         x, y = rms_norm(residual, self.norm, self.norm_eps), torch.zeros_like(residual)
         for expert, tokens, share in self._route(x):
             gate, up, down = self.experts[expert]

@@ -22,7 +22,7 @@ from prosparse.kernels.glu_exact import glu_exact
 from prosparse.kernels.glu_values import glu_values
 from prosparse.kernels.linear import gemm_transposed, linear, working_dtype
 from prosparse.kernels.rms_norm import rms_norm
-from prosparse.kernels.tally import DOWN_ROWS, UP_ROWS
+from prosparse.kernels.tally import DOWN_ROWS, UP_ROWS, new_tally
 from prosparse.kernels.weight import Weight
 
 View = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -55,11 +55,16 @@ class GatedFFN(ABC):
     def prefill(self, residual: Tensor, view: View | None = None) -> Tensor:
         """Many tokens, dense: [tokens, hidden] float32 to the same. A GEMM rounds the gate to its dtype first.
 
+        Up to `MAX_ROWS` tokens are a step of mode dense, whose bits do not depend on threads or other tokens.
+
         `view` sees what a measurement needs: it is called with the residual and the normed input, [tokens, hidden],
         act(gate) and act(gate) * up, [tokens, neurons], and returns what goes into down in place of the last.
         """
-        dtype, act = working_dtype(self.gate, residual.shape[0]), self.activation
-        x = rms_norm(residual, self.norm, self.norm_eps, dtype)
+        tokens, act = residual.shape[0], self.activation
+        if tokens <= MAX_ROWS and view is None:
+            y = glu_dense(self.normed(residual), self.gate, self.up, self.down, act, new_tally(residual.device))
+            return add_scaled(residual, y, self.scale)
+        x = rms_norm(residual, self.norm, self.norm_eps, working_dtype(self.gate, tokens))
         g, u = linear(x, self.gate), linear(x, self.up)
         if view is None:
             h = glu_values(g, u, act)

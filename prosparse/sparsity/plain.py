@@ -18,7 +18,7 @@ from prosparse.kernels.layer_norm import normalize
 from prosparse.kernels.linear import gemm_transposed, linear
 from prosparse.kernels.plain_dense import plain_dense
 from prosparse.kernels.plain_exact import plain_exact
-from prosparse.kernels.tally import DOWN_ROWS
+from prosparse.kernels.tally import DOWN_ROWS, new_tally
 from prosparse.kernels.weight import Weight
 
 from .ffn import View
@@ -56,11 +56,14 @@ class PlainFFN(ABC):
 
     def prefill(self, residual: Tensor, view: View | None = None) -> Tensor:
         """Many tokens, dense: [tokens, hidden] float32 to the same; see `GatedFFN.prefill`, whose view sees h twice."""
-        x = self._input(residual)
+        x, act = self._input(residual), self.activation
+        if residual.shape[0] <= MAX_ROWS and view is None:
+            tally = new_tally(residual.device)
+            return self._add(residual, plain_dense(x, self.gate, self.gate_bias, self.down, self.down_bias, act, tally))
         g = linear(x, self.gate)
         if self.gate_bias is not None:
             g = g + self.gate_bias
-        h = gate_value(g, self.activation.code, self.activation.threshold)
+        h = gate_value(g, act.code, act.threshold)
         if view is not None:
             h = view(residual, x, h, h)
         y = gemm_transposed(h, self.down)

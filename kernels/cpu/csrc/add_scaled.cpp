@@ -2,6 +2,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <cstring>
+
+#include "isa.h"
 #include "many.h"
 #include "require.h"
 #include "tensors.h"
@@ -22,10 +25,17 @@ Tensor add_scaled(const Tensor& residual, const Tensor& x, double scale) {
   const void* from = x.const_data_ptr();
   float* to = static_cast<float*>(out.mutable_data_ptr());
   const float factor = static_cast<float>(scale);
+  const auto axpy = row_kernels().axpy[kFp32];  // what decode_layers adds with, so that both give the same bits
   for_pieces(residual.size(0) * residual.size(1), [&](int64_t first, int64_t n) {
-    float added[kPiece];
+    float added[kPiece], sums[kPiece];
     read_row(from, n, format, first, added);
-    for (int64_t i = 0; i < n; ++i) to[first + i] = onto[first + i] + factor * added[i];
+    std::memcpy(sums, onto + first, n * sizeof(float));
+    const int64_t padded = round_up(n, kPadding);
+    std::memset(added + n, 0, (padded - n) * sizeof(float));
+    std::memset(sums + n, 0, (padded - n) * sizeof(float));
+    const void* rows[kRows] = {added, added, added, added};
+    axpy(rows, rows, &factor, 1, padded, sums);
+    std::memcpy(to + first, sums, n * sizeof(float));
   });
   return out;
 }
