@@ -3,10 +3,10 @@
     python tools/compile_triton.py                       every case for every target
     python tools/compile_triton.py --quick sm_80 sm_90   one model, two targets
 
-Prints one line per kernel: registers, shared memory, programs per multiprocessor, and the bytes these keep in flight
-against what hides the latency of the memory. Exit status 1 where a kernel spills in a loop, reads weights in less than
-16 bytes, or (with the pinned Triton) goes over its budget. A line marked "little" is no error: that launch waits for
-memory.
+Prints one line per kernel: registers, shared memory, programs per multiprocessor, the bytes these keep in flight
+against what hides the latency of the memory, and for kernels of whole rows the instructions of a thread for each
+weight. Exit status 1 where a kernel spills in a loop, reads weights in less than 16 bytes, or (with the pinned Triton)
+goes over its budget. A line marked "little" is no error: that launch waits for memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path[:0] = [str(TOOLS), str(TOOLS.parent)]  # PYTHONSAFEPATH leaves the firs
 os.environ.pop("TRITON_INTERPRET", None)  # read when kernels are decorated
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-from aot.checks import in_flight, problems, programs_per_sm, tile_bytes  # noqa: E402
+from aot.checks import in_flight, per_weight, problems, programs_per_sm, tile_bytes  # noqa: E402
 from aot.cubin import Resources, compile_launch  # noqa: E402
 from aot.launches import Launch  # noqa: E402
 from aot.targets import FULL, QUICK, TARGETS, Case, Target, launches_of  # noqa: E402
@@ -60,7 +60,8 @@ def line(target: Target, case: Case, launch: Launch, found: Resources) -> str:
     if not tile_bytes(launch):
         return text
     verdict = "" if flight >= needed else "  little"
-    return f"{text}, {flight / 1024:4.0f} KiB in flight of {needed / 1024:3.0f}{verdict}"
+    work = f", {each:.1f} instructions a weight" if (each := per_weight(launch, found)) else ""
+    return f"{text}, {flight / 1024:4.0f} KiB in flight of {needed / 1024:3.0f}{verdict}{work}"
 
 
 def main() -> int:

@@ -12,7 +12,9 @@ from prosparse.kernels import triton
 from prosparse.kernels.activation import Activation
 from prosparse.kernels.attend import attend_reference
 from prosparse.kernels.glu_exact import glu_exact
-from prosparse.kernels.tally import UP_ROWS, new_tally
+from prosparse.kernels.glu_predicted import glu_predicted
+from prosparse.kernels.predict_select import predict_select
+from prosparse.kernels.tally import PREDICTED, UP_ROWS, new_tally
 from prosparse.kernels.weight import Weight
 
 pytestmark = [
@@ -57,6 +59,26 @@ def test_a_graph_replays_with_another_active_set(weights, tokens):
         graph.replay()
         assert torch.equal(y, expected) and torch.equal(tally, expected_tally)
         assert (scale > 0) == bool(tally[UP_ROWS] > 0)
+
+
+@pytest.mark.parametrize("tokens", [1, 8])
+@pytest.mark.parametrize("weights", FORMATS, ids=str)
+def test_a_graph_replays_with_another_guess(weights, tokens):
+    x, gate, up, down = on_gpu(make_case(tokens, 512, 1500, weights))
+    offset, tally = torch.full((1500,), -0.5, device="cuda"), new_tally("cuda")
+
+    def step():
+        return glu_predicted(x, gate, up, down, predict_select(x, gate, offset), Activation("relu"), tally)
+
+    graph, y = captured(step)
+    for scale in (0.0, 0.3, 1.0, 30.0):
+        x.copy_(scale * torch.randn(x.shape))
+        tally.zero_()
+        expected, expected_tally = step(), tally.clone()
+        tally.zero_()
+        graph.replay()
+        assert torch.equal(y, expected) and torch.equal(tally, expected_tally)
+        assert (scale > 0) == bool(tally[PREDICTED] > 0)
 
 
 @pytest.mark.parametrize("tokens", [1, 8])

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tools"))
 
-from aot.checks import in_flight, problems, programs_per_sm  # noqa: E402
+from aot.checks import in_flight, per_weight, problems, programs_per_sm  # noqa: E402
 from aot.cubin import Resources  # noqa: E402
 from aot.launches import launches  # noqa: E402
 from aot.targets import TARGETS, Case, launches_of  # noqa: E402
@@ -27,7 +27,8 @@ needs_compiler = pytest.mark.skipif(
 )
 CASE = Case("linear", "7B", "bf16", 1)
 GOOD = Resources(
-    registers=48, stack=0, spills=0, repeated_spills=0, shared=32768, copies={16: 12}, loads={16: 4, 4: 1}, ordered=None
+    registers=48, stack=0, spills=0, repeated_spills=0, shared=32768, copies={16: 12}, loads={16: 4, 4: 1},
+    repeated=200, ordered=None,
 )  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def test_what_is_in_flight():
     assert programs_per_sm(launch, GOOD, TARGETS[90]) == 2  # there are no more
     assert in_flight(launch, GOOD, TARGETS[90]) == 2 * 2 * 2 * 8192
     assert programs_per_sm(launch, replace(GOOD, registers=200), TARGETS[90]) == 1
+    assert per_weight(launch, GOOD) == 200 * 256 / (2 * 4096)
     assert TARGETS[90].needed_in_flight == pytest.approx(3350e9 * 0.75e-6 / 132)
 
 

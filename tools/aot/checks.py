@@ -33,6 +33,7 @@ BUDGET = {
     "rotary_store": (40, 1 << 10),
 }
 PARKED = 4  # the assembler may store a value or two before a loop and load it after it, to fit in one more program
+WHOLE_ROWS = {"linear", "select", "gate_up", "up", "ffn_23"}
 READERS = set(BUDGET) - {
     "join",
     "nonzero",
@@ -94,6 +95,15 @@ def tile_bytes(launch: Launch) -> int:
     else:
         row = codes.shape[1] * codes.element_size()
     return v["BLOCK_N"] * row * (2 if launch.name == "gate_up" else 1)
+
+
+def per_weight(launch: Launch, found: Resources) -> float:
+    """Instructions of a thread for each weight of whole rows that it meets in a loop; 0 for other kernels."""
+    v = launch.values
+    if launch.name not in WHOLE_ROWS:
+        return 0.0
+    weights = v["BLOCK_N"] * v["HIDDEN"] * (2 if v.get("UP") and launch.name == "gate_up" else 1)
+    return found.repeated * 32 * launch.warps / weights
 
 
 def in_flight(launch: Launch, found: Resources, target: Target) -> int:

@@ -28,6 +28,7 @@ class Resources:
         shared: bytes of a program.
         copies: loads from global memory by their size in bytes, asynchronous copies to shared memory.
         loads: the same, to registers.
+        repeated: instructions of the first loop that copies asynchronously; 0 without one.
         ordered: whether a barrier stands between the last store and each ticket; None without tickets.
     """
 
@@ -38,6 +39,7 @@ class Resources:
     shared: int
     copies: dict[int, int]
     loads: dict[int, int]
+    repeated: int
     ordered: bool | None
 
 
@@ -61,6 +63,7 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
         shared=kernel.metadata.shared,
         copies=_widths(operations, "LDGSTS"),
         loads=_widths(operations, "LDG."),
+        repeated=_length(code, loops),
         ordered=_tickets_are_ordered(kernel.asm["ptx"]),
     )
 
@@ -80,6 +83,11 @@ def _loops(code: list[tuple[str, str, str]]) -> list[tuple[int, int]]:
         if target and int(target[1], 16) < int(at, 16):
             found.append((int(target[1], 16), int(at, 16)))
     return found
+
+
+def _length(code: list[tuple[str, str, str]], loops: list[tuple[int, int]]) -> int:
+    bodies = [[name for at, name, _ in code if first <= int(at, 16) <= last] for first, last in loops]
+    return next((len(body) for body in bodies if any(name.startswith("LDGSTS") for name in body)), 0)
 
 
 def _widths(operations: list[str], kind: str) -> dict[int, int]:
