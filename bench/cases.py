@@ -11,6 +11,7 @@ from typing import Any
 from .decode import compare
 from .embedded_predictors import compare_embedded
 from .ffn import compare_ffn
+from .hybrid import compare_hybrid
 from .load import compare_load
 from .modes import Run
 from .ops import compare_ops
@@ -59,6 +60,10 @@ CASES: dict[str, Case] = {
     "load-1b": compare_load,
     "generate-1b-bf16": partial(_generate, ONE, 0.88, weights="bf16"),
     "quality-embedded": compare_quality,
+    "hybrid-7b-bf16": partial(compare_hybrid, SEVEN, 0.89),
+    "hybrid-7b-int4": partial(compare_hybrid, SEVEN, 0.89, weights="int4"),
+    "hybrid-13b-bf16": partial(compare_hybrid, "prosparse-llama-2-13b", 0.888),
+    "hybrid-70b-int4": partial(compare_hybrid, "relullama-70b", 0.7, weights="int4", tokens=4),
     "engines-1b-bf16": partial(compare, ONE, 0.88, weights="bf16", run=OTHERS),
     "engines-1b-llama-cpp-bf16": partial(compare, ONE, 0.88, weights="bf16", run=Run(against=("llama-cpp",))),
     "engines-1b-llama-cpp-int8": partial(compare, ONE, 0.88, weights="int8", run=Run(against=("llama-cpp",))),

@@ -84,6 +84,8 @@ def _cases(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows by what they measure."""
     cases: dict[str, list[Row]] = {}
     for row in rows:
+        if row["subject"] == "hybrid":  # simulated: there are no times to compare
+            continue
         asked = row.get("synthetic") or {}
         parts = [f"{row[key]}" for key in ("subject", "part", "model", "shape", "weights", "mode") if row.get(key)]
         parts += [f"at {asked['activation_sparsity']:.0%}"] if asked else []

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from .row import Row
 
+TEXTS = ("op", "prompt", "mode", "weights", "machine", "frequencies")
 Column = tuple[str, Callable[[Row], str]]
 
 
@@ -25,6 +26,8 @@ def _title(row: Row) -> str:
     if row["subject"] == "quality":
         return f"quality {row['model']}"
     of = row["model"] or row["shape"]
+    if row["subject"] == "hybrid":
+        return f"hybrid {of}, {row['weights']}, simulated"
     if row["layers"] == 1 and row["subject"] != "ffn" or row["subject"] == "decode_layers":
         return f"ops {of}"
     batch = f", {row['batch']} sequences" if row["batch"] > 1 else ""
@@ -44,7 +47,7 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
     )
     columns = _columns(title.split()[0])
     for name, _ in columns:
-        table.add_column(name, justify="left" if name in ("op", "prompt", "mode", "weights") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in TEXTS else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(cell(row) for _, cell in columns))
     return table
@@ -59,6 +62,16 @@ def _columns(subject: str) -> list[Column]:
             ("perplexity\nratio", lambda row: f"{row['quality']['perplexity_ratio'][0]:.4f}"),
             ("KL (95 %)\n1e-4 nats", lambda row: _interval(row["quality"]["kl_divergence"], 1e4)),
             ("top-1 the\nsame", lambda row: f"{row['quality']['top1_agreement'][0]:.2%}"),
+        ]
+    if subject == "hybrid":
+        return [
+            ("mode", lambda row: row["mode"]),
+            ("machine", lambda row: row["device"].removeprefix("simulated ")),
+            ("frequencies", lambda row: row["part"].split()[0]),
+            ("tokens/s", lambda row: f"{row['tokens_per_s']:.1f}"),
+            ("layer\nsplit", lambda row: f"{row['simulated']['layer_split_tokens_per_s']:.1f}"),
+            ("times layer\nsplit", lambda row: f"{row['dense_ratio']:.2f}"),
+            ("bound", lambda row: f"{row['simulated']['bound_tokens_per_s']:.1f}"),
         ]
     weights: Column = ("weights", lambda row: row["weights"])
     if subject == "load":
@@ -146,6 +159,8 @@ def _or_dash(value: float | None, form: str) -> str:
 
 def _legend(rows: Sequence[Row]) -> str:
     first = rows[0]
+    if all(row["subject"] == "hybrid" for row in rows):
+        return "\n".join(sorted({row["note"] for row in rows}))
     lines = [f"{first['machine']['processor']}, {first['threads']} threads, {first['versions']['kernels']}"]
     timed = [row for row in rows if row["p10_us"] is not None]
     if timed:
