@@ -45,11 +45,11 @@ def compare_hybrid(
 
     Args:
         name: of the shape.
-        sparsity: activation sparsity of the synthetic frequencies.
+        sparsity: activation sparsity.
         presets: of `hardware.PRESETS`.
         modes: of `plan.MODES`.
         weights: format.
-        curves: "synthetic", or "embedded": those of the packaged model, stretched to the layers and neurons.
+        curves: "synthetic", or "embedded": those of the packaged model, stretched to this one.
         tokens: how many are simulated.
         progress: called with (stage, done, total).
 
@@ -114,7 +114,7 @@ def _rounded(value: float | None) -> float | None:
 def _profile(config: ModelConfig, curve: str, sparsity: float) -> Profile:
     if curve == "synthetic":
         return synthetic_profile(config, fingerprint(config), sparsity)
-    return stretched(_embedded(), config, fingerprint(config))
+    return stretched(_embedded(), config, fingerprint(config), sparsity)
 
 
 @cache

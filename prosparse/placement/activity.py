@@ -18,6 +18,7 @@ Array = npt.NDArray[np.float64]
 # Named over active neurons of the rank 256 predictors that docs/performance.md tells of: 17.5 % where 12 % are active.
 NAMED = 1.46
 SYNTHETIC_TOKENS = 1_000_000
+EDGE = 1e-7  # what counts as never, so that its odds are finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +79,19 @@ def synthetic_profile(config: ModelConfig, model: str, knobs: Knobs | float) -> 
     return Profile(counts, SYNTHETIC_TOKENS, model, "", text)
 
 
-def stretched(profile: Profile, config: ModelConfig, model: str) -> Profile:
+def stretched(profile: Profile, config: ModelConfig, model: str, sparsity: float) -> Profile:
     """The frequency curves of one model as those of another with more layers and neurons.
 
-    A layer takes the curve between its neighbours' at the same depth, a neuron the frequency at the same rank.
+    A layer takes the curve between its neighbours' at the same depth, a neuron the frequency at the same rank; all odds
+    are then multiplied by one number, so that the activation sparsity is the one asked for.
     """
     curves = profile.frequency.sort(1, descending=True).values[None, None]
     size = (config.layers, config.neurons)
     wide = torch.nn.functional.interpolate(curves, size, mode="bilinear", align_corners=True)[0, 0]
-    counts = (wide * SYNTHETIC_TOKENS).round().long().clamp_(0, SYNTHETIC_TOKENS)
-    return Profile(counts, SYNTHETIC_TOKENS, model, "", f"stretched from {profile.text}")
+    logits, low, high = torch.logit(wide.clamp(EDGE, 1 - EDGE)), -40.0, 40.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if float(torch.sigmoid(logits + middle).mean()) > 1 - sparsity else (middle, high)
+    counts = (torch.sigmoid(logits + low) * SYNTHETIC_TOKENS).round().long()
+    text = f"stretched from those of {profile.text} to activation sparsity {sparsity:g}"
+    return Profile(counts, SYNTHETIC_TOKENS, model, "", text)

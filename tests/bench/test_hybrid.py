@@ -34,5 +34,7 @@ def test_curves_of_the_packaged_model_are_stretched(monkeypatch):
     profile = Profile(torch.tensor([[80, 10, 0], [40, 20, 10]]), 100, "", "", "by hand")
     monkeypatch.setattr(hybrid, "_embedded", lambda: profile)
     (row,) = hybrid.compare_hybrid(SEVEN, 0.89, ["8gb-pcie3"], ["predicted"], curves=["embedded"], tokens=1)
-    assert row["part"] == "embedded curves" and row["simulated"]["frequencies"] == "stretched from by hand"
-    assert abs(row["activation_sparsity"] - (1 - 0.8 / 3)) < 0.06
+    assert row["part"] == "embedded curves" and row["simulated"]["frequencies"].startswith(
+        "stretched from those of by hand"
+    )
+    assert row["activation_sparsity"] == 0.89

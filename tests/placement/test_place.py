@@ -172,7 +172,8 @@ def test_activity_sums_what_a_profile_says():
 def test_stretched_curves_keep_their_frequencies():
     short = Profile(torch.tensor([[8, 0], [4, 2]]), 8, "", "", "by hand")
     config = small_config(neurons=9, layers=3)
-    wide = stretched(short, config, "").frequency
+    wide = stretched(short, config, "", 0.5625).frequency  # as it is: no odds are changed
     assert wide.shape == (3, 9) and torch.all(wide.diff(dim=1) <= 0)
     assert wide[0].mean() == pytest.approx(0.5, abs=1e-3) and wide[2].mean() == pytest.approx(0.375, abs=1e-3)
     assert wide[1, 0] == pytest.approx(0.75, abs=1e-3) and wide[1, -1] == pytest.approx(0.125, abs=1e-3)
+    assert stretched(short, config, "", 0.9).frequency.mean() == pytest.approx(0.1, abs=1e-4)
