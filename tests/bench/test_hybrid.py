@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -13,6 +15,7 @@ from prosparse.bench.row import KEYS
 from prosparse.bench.table import render
 from prosparse.weights.neuron_profile import Profile
 
+ROOT = Path(__file__).parents[2]
 SEVEN = "prosparse-llama-2-7b"
 
 
@@ -38,3 +41,34 @@ def test_curves_of_the_packaged_model_are_stretched(monkeypatch):
         "stretched from those of by hand"
     )
     assert row["activation_sparsity"] == 0.89
+
+
+def test_the_tables_of_the_page_are_the_rows():
+    kept = ROOT / "bench" / "results" / "simulated-hybrid.jsonl"
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    page = (ROOT / "docs" / "hybrid.md").read_text()
+    tables = tables_of(rows)
+    assert len(tables) == 3
+    for table in tables:
+        assert table in page, f"docs/hybrid.md lacks what bench/results/simulated-hybrid.jsonl says:\n{table}"
+    assert min(row["dense_ratio"] for row in rows) >= 1
+
+
+def tables_of(rows):
+    """Of each shape that does not fit, as docs/hybrid.md has it."""
+    keys = ("shape", "weights", "mode")
+    by = {(*(row[key] for key in keys), row["device"].split()[1], row["part"].split()[0]): row for row in rows}
+    presets = list(dict.fromkeys(key[3] for key in by))
+    tables = []
+    for name, weights in ((SEVEN, "bf16"), ("prosparse-llama-2-13b", "bf16"), ("relullama-70b", "int4")):
+        lines = []
+        for mode in ("exact", "predicted"):
+            for preset in presets:
+                cells = []
+                for curve in ("synthetic", "embedded"):
+                    row = by[name, weights, mode, preset, curve]
+                    split = row["simulated"]["layer_split_tokens_per_s"]
+                    cells += [f"{row['tokens_per_s']:.1f}", f"{split:.1f}", f"{row['dense_ratio']:.2f}"]
+                lines.append(f"| {mode} | {preset} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return tables
