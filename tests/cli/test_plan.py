@@ -9,6 +9,7 @@ import torch
 
 from prosparse.cli import main
 from prosparse.config.shapes import shape
+from prosparse.engine import profiling
 from prosparse.engine.load import EMBEDDED_MODEL
 from prosparse.engine.source import open_source
 from prosparse.plan import Plan, fingerprint
@@ -76,11 +77,13 @@ def test_a_model_with_its_profile(tmp_path, capsys):
     assert "profile: made for weights 0123456789abcdef" in capsys.readouterr().err
 
 
-def test_a_model_without_one_is_profiled(monkeypatch, capsys):
-    monkeypatch.setattr(placing, "TOKENS", 64)
+def test_a_model_without_one_is_profiled_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(profiling, "TOKENS", 64)
+    monkeypatch.setenv("PROSPARSE_CACHE", str(tmp_path))
     assert main(["plan", "--machine", "24gb-pcie4", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["frequencies"] == placing.CALIBRATION.name
+    assert document["frequencies"] == "calibration excerpt"
+    monkeypatch.setattr(placing, "load", None)  # what is kept is taken
     subject = placing.of_model(None)
     assert subject.profile.content and subject.weights == "bf16"
     subject.profile.check_fits(fingerprint(subject.config), subject.profile.content, 6, 1536)
