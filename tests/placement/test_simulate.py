@@ -26,7 +26,7 @@ def both(case, tokens=2):
 
 
 @pytest.mark.parametrize("mode", ["dense", "exact", "predicted"])
-@pytest.mark.parametrize("preset", [*CARDS, "8gb-pcie4-x8", "12gb-pcie4", "24gb-pcie3"])
+@pytest.mark.parametrize("preset", ["8gb-pcie3", "8gb-pcie4-x8", "12gb-pcie4"])
 def test_agrees_with_the_latency_model_and_never_loses_to_whole_layers(mode, preset):
     plan, (found, split) = both(case_of(mode=mode, preset=preset))
     assert found.tokens_per_s >= 0.99 * plan.placement.tokens_per_s

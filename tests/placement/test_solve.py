@@ -34,7 +34,7 @@ def test_within_a_hundredth_of_the_exact_solver(part):
     assert max(worse) < 0.01, f"seed {SMALL[part::4][int(np.argmax(worse))]} is {max(worse):.2%} slower"
 
 
-@pytest.mark.parametrize("seed", range(0, 60, 3))
+@pytest.mark.parametrize("seed", range(0, 60, 6))
 def test_more_memory_is_never_slower(seed):
     problem = (case := small_case(seed)).problem
     found = [solve(problem, budget) for budget in budgets(case, 50)]
@@ -46,11 +46,11 @@ def test_more_memory_is_never_slower(seed):
 @pytest.mark.parametrize("mode", ["dense", "exact", "predicted"])
 def test_more_memory_is_never_slower_at_7b(mode):
     problem = (case := case_of(mode=mode)).problem
-    seconds = [problem.seconds(solve(problem, budget)) for budget in budgets(case, 24)]
+    seconds = [problem.seconds(solve(problem, budget)) for budget in budgets(case, 16)]
     assert seconds == sorted(seconds, reverse=True) and seconds[-1] < 0.2 * seconds[0]
 
 
-@pytest.mark.parametrize("seed", range(1, 60, 3))
+@pytest.mark.parametrize("seed", range(1, 60, 6))
 def test_never_slower_than_whole_layers_or_the_cpu(seed):
     problem = (case := small_case(seed)).problem
     for budget in budgets(case, 10):
