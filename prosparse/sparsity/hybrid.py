@@ -14,10 +14,12 @@ from torch import Tensor
 
 from prosparse.kernels.activation import Activation, gate_value, up_value
 from prosparse.kernels.active import ActiveNeurons
+from prosparse.kernels.add_scaled import add_scaled
 from prosparse.kernels.checks import MAX_ROWS
 from prosparse.kernels.gate_select import gate_select
 from prosparse.kernels.glu_active import weigh
-from prosparse.kernels.linear import gemm_transposed, linear
+from prosparse.kernels.glu_values import glu_values
+from prosparse.kernels.linear import gemm_transposed, linear, working_dtype
 from prosparse.kernels.rms_norm import rms_norm
 from prosparse.kernels.tally import (
     COLD_DOWN_ROWS,
@@ -83,19 +85,23 @@ class HybridFFN:
         Everything is computed on the fast device, where cold rows come through the buffer. `view` sees neurons in the
         model's own order.
         """
-        x, act = rms_norm(residual, self.norm, self.norm_eps), self.activation
+        dtype, act = working_dtype(self.hot.gate, residual.shape[0]), self.activation
+        x = rms_norm(residual, self.norm, self.norm_eps, dtype)
         with self.link.lock:
-            value = gate_value(self._project(x, self.hot.gate, self.cold.gate), act.code, act.threshold)
-            h = weigh(value, up_value(self._project(x, self.hot.up, self.cold.up), act.on_up))
-            if view is not None:
-                rank, order = self.rank.to(h.device), self.order.to(h.device)
-                h = view(residual, x, value[:, rank], h[:, rank])[:, order]
+            g, u = self._project(x, self.hot.gate, self.cold.gate), self._project(x, self.hot.up, self.cold.up)
+            if view is None:
+                h = glu_values(g, u, act)
+            else:
+                rank, order = self.rank.to(g.device), self.order.to(g.device)
+                value = gate_value(g.float(), act.code, act.threshold)[:, rank]
+                h = weigh(value, up_value(u.float(), act.on_up)[:, rank])
+                h = view(residual, rms_norm(residual, self.norm, self.norm_eps), value, h)[:, order]
             y, start = torch.zeros_like(residual), 0
             for block in self._blocks(self.hot.down, self.cold.down):
                 end = start + block.shape[0]
                 y += gemm_transposed(h[:, start:end], block)
                 start = end
-        return torch.add(residual, y, alpha=self.scale)
+        return add_scaled(residual, y, self.scale)
 
     def decode(self, residual: Tensor, tally: Tensor) -> Tensor:
         """One step: [tokens, hidden] float32 to the same; what it did is added to tally, [8] int64."""
