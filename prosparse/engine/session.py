@@ -52,7 +52,8 @@ class Session:
     @property
     def done(self) -> list[list[int]]:
         """What the decode steps did, per layer: see `kernels.tally`."""
-        return [own.tolist() for own in self.tally]
+        parts = [self.tally] if isinstance(self.tally, Tensor) else self.tally
+        return [layer for part in parts for layer in part.tolist()]
 
     @torch.inference_mode()
     def prefill(self, token_ids: Tensor, slot: int = 0, start: int = 0, chunk: int | None = None) -> Iterator[Tensor]:

@@ -56,10 +56,9 @@ class KVCache:
                 ) from error
             self._parts[tier] = keys, values
         seen: Counter[Tier] = Counter()
-        self._of_layer: list[tuple[Tensor, Tensor]] = []  # [slots, kv_heads, context, head_dim] each
+        self._at: list[tuple[Tier, int]] = []  # of each layer
         for tier in tiers:
-            keys, values = self._parts[tier]
-            self._of_layer.append((keys[seen[tier]], values[seen[tier]]))
+            self._at.append((tier, seen[tier]))
             seen[tier] += 1
 
     @property
@@ -80,5 +79,12 @@ class KVCache:
 
     def up_to(self, layer: int, slot: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a sequence's first `end` positions, views of the cache, [kv_heads, end, head_dim]."""
-        keys, values = self._of_layer[layer]
-        return keys[slot, :, :end], values[slot, :, :end]
+        tier, at = self._at[layer]
+        keys, values = self._parts[tier]
+        return keys[at, slot, :, :end], values[at, slot, :, :end]
+
+    def of_layers(self, first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of consecutive layers of one tier, [layers, slots, kv_heads, context, head_dim] each."""
+        tier, at = self._at[first]
+        keys, values = self._parts[tier]
+        return keys[at : at + end - first], values[at : at + end - first]

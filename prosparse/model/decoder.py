@@ -62,6 +62,24 @@ class Ends:
 PLAIN_ENDS = Ends()
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Consecutive layers in one memory, whose FFNs are all there or all on a second one too.
+
+    Args:
+        first, end: layers from first on, before end.
+        tier: the memory.
+        counters: of each FFN's tally.
+        whole: the op that computes all of them in a decode step; None where they are walked block by block.
+    """
+
+    first: int
+    end: int
+    tier: Tier
+    counters: int
+    whole: DecodeLayers | None
+
+
 class Decoder:
     """A dense network whose FFN blocks may be anything with the right signature.
 
@@ -94,8 +112,7 @@ class Decoder:
             tier: RopeTable(config.rope, config.head_dim, config.max_position, context, tier.device)
             for tier in dict.fromkeys(self.tiers.layers)
         }
-        on_cpu = self.tiers.is_one and self.device.type == "cpu"
-        self._whole_layers = self._fuse() if on_cpu and cpu.available() else None
+        self._runs = self._find_runs()
 
     @property
     def rope(self) -> RopeTable:
@@ -103,13 +120,9 @@ class Decoder:
         return self._ropes[self.tiers.layers[0]]
 
     def new_tally(self) -> Tensor | list[Tensor]:
-        """Zeroed counters for `decode`."""
-        if self.tiers.is_one:
-            return new_tally(self.device, len(self.blocks))
-        return [
-            new_tally(tier.device, size=SIZE if beside is None else SHARED_SIZE)
-            for tier, beside in zip(self.tiers.layers, self.tiers.beside, strict=True)
-        ]
+        """Zeroed counters for `decode`: [layers, counters] int64 of each run of layers; a tensor where there is one."""
+        parts = [new_tally(run.tier.device, run.end - run.first, size=run.counters) for run in self._runs]
+        return parts[0] if len(parts) == 1 else parts
 
     def prefill(self, token_ids: Tensor, slot: int, start: int, cache: KVCache) -> Tensor:
         """Add a chunk of one sequence's prompt.
@@ -155,17 +168,14 @@ class Decoder:
         """
         steps = self._steps(slots, starts, token_ids.shape[1])
         residual = self._enter(self.embed_tokens(token_ids.flatten()), starts, token_ids.shape[1])
-        if self._whole_layers is not None and watch is None and isinstance(tally, Tensor):
-            step = next(iter(steps.values()))
-            residual = self._whole_layers(residual, cache.keys, cache.values, step.cos, step.sin, slots, starts, tally)
-        else:
-            for layer, (tier, (attention, ffn)) in enumerate(zip(self.tiers.layers, self.blocks, strict=True)):
-                residual, step = tier.bring(residual), steps[tier]
-                between = residual if self.config.block == "parallel" else attention(residual, step, cache)
-                if watch is not None:
-                    watch(layer, between)
-                after = ffn.decode(between, tally[layer])
-                residual = attention(residual, step, cache, onto=after) if between is residual else after
+        parts = [tally] if isinstance(tally, Tensor) else tally
+        for run, own in zip(self._runs, parts, strict=True):
+            residual, step = run.tier.bring(residual), steps[run.tier]
+            if run.whole is None or watch is not None:
+                residual = self._walk(run, residual, step, cache, own, watch)
+            else:
+                keys, values = cache.of_layers(run.first, run.end)
+                residual = run.whole(residual, keys, values, step.cos, step.sin, slots, starts, own)
         return self._finish(residual)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -185,16 +195,46 @@ class Decoder:
     def _steps(self, slots: tuple[int, ...], starts: tuple[int, ...], rows: int) -> dict[Tier, Step]:
         return {tier: Step.at(slots, starts, rows, rope) for tier, rope in self._ropes.items()}
 
-    def _fuse(self) -> DecodeLayers | None:
-        """All layers as one op, if there are some and every FFN block allows it."""
+    def _walk(
+        self,
+        run: Run,
+        residual: Tensor,
+        step: Step,
+        cache: KVCache,
+        tally: Tensor,
+        watch: Callable[[int, Tensor], None] | None,
+    ) -> Tensor:
+        """A decode step of some layers, block by block."""
+        for layer, own in zip(range(run.first, run.end), tally, strict=True):
+            attention, ffn = self.blocks[layer]
+            between = residual if self.config.block == "parallel" else attention(residual, step, cache)
+            if watch is not None:
+                watch(layer, between)
+            after = ffn.decode(between, own)
+            residual = attention(residual, step, cache, onto=after) if between is residual else after
+        return residual
+
+    def _find_runs(self) -> list[Run]:
+        kinds = [
+            (tier, SIZE if beside is None else SHARED_SIZE)
+            for tier, beside in zip(self.tiers.layers, self.tiers.beside, strict=True)
+        ]
+        starts = [layer for layer in range(len(kinds)) if not layer or kinds[layer] != kinds[layer - 1]]
+        return [
+            Run(first, end, *kinds[first], self._fuse(first, end, kinds[first][0]))
+            for first, end in zip(starts, [*starts[1:], len(kinds)], strict=False)
+        ]
+
+    def _fuse(self, first: int, end: int, tier: Tier) -> DecodeLayers | None:
+        """Some layers as one op, if they are on the CPU and every FFN block allows it."""
+        if tier.device.type != "cpu" or not cpu.available():
+            return None
         layers = []
-        for attention, ffn in self.blocks:
+        for attention, ffn in self.blocks[first:end]:
             glu = ffn.glu()
             if glu is None:
                 return None
             layers.append(attention.with_ffn(glu))
-        if not layers:
-            return None
         config = self.config
         return DecodeLayers(layers, config.norm_eps, config.residual_scale, config.sliding_window)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny_engine import FP32_BOUND, assert_logits_close, decoded_logits, make_mo
 import prosparse
 from prosparse.engine import Engine
 from prosparse.engine.session import Session
+from prosparse.kernels import cpu
 from prosparse.kernels.weight import FORMATS, Weight
 from prosparse.model.tiers import FAST, SLOW
 from prosparse.plan import Plan
@@ -200,6 +202,20 @@ def test_the_residual_moves_only_where_its_tier_changes(
     session = Session(engine.decoder, engine.kv_dtype, 1, 8)
     session.decode(torch.tensor([[7]]), (0,), (0,))
     assert moves == [FAST, SLOW, FAST, SLOW]
+
+
+@pytest.mark.skipif(not cpu.available(), reason="without the extension layers are walked block by block")
+def test_layers_of_the_cpu_alone_are_one_call(llama: Path) -> None:
+    undivided = prosparse.load(llama, weights="bf16")
+    profile = some_profile(undivided)
+    plan = placed(undivided, profile, [(0, 0, False), (0, 0, False), (50, 9)], weights="bf16")
+    engine, walked = on_two(llama, plan, profile), on_two(llama, plan, profile)
+    assert [(run.first, run.end, run.whole is None) for run in engine.decoder._runs] == [(0, 2, False), (2, 3, True)]
+    walked.decoder._runs = [dataclasses.replace(run, whole=None) for run in walked.decoder._runs]
+    assert torch.equal(decoded_logits(engine, IDS), decoded_logits(walked, IDS))
+    options = {"max_new_tokens": 5, "ignore_eos": True}
+    ours, theirs = engine.generate(IDS, **options).stats, walked.generate(IDS, **options).stats
+    assert ours["activation_sparsity"] == theirs["activation_sparsity"] and ours["cold"] == theirs["cold"]
 
 
 def test_several_prompts_take_turns_in_the_cache_of_one(folder: Path, undivided: Engine, profile: Profile) -> None:
