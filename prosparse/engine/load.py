@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from .. import machine as this
 from ..config import ModelConfig
 from ..errors import UserError
 from ..hardware import Machine
-from ..machine import default_threads, resolve_device
 from ..model.attention import Attention
 from ..model.decoder import FFN, Decoder, Ends
 from ..placement import choose
@@ -95,7 +95,7 @@ def load(
     if dtype is not None and weights not in ("auto", dtype):
         raise UserError(f"load: dtype {dtype!r} and weights {weights!r} disagree; dtype is an alias, pass one")
     if budget is None:
-        resolve_device(device)  # a device that is not there is told before anything else
+        this.resolve_device(device)  # a device that is not there is told before anything else
         if machine is not None:
             raise UserError("load: a machine is what a budget is planned for, and there is none; pass --budget too")
     elif plan is not None:
@@ -138,7 +138,7 @@ def load(
     elif profile is not None:
         raise UserError("load: a profile is for a budget or a placed plan, and there is neither; pass --budget too")
     tensors = load_weights(
-        checkpoint, config, asked.weights, resolve_device(device), progress, lm_head=asked.lm_head,
+        checkpoint, config, asked.weights, this.resolve_device(device), progress, lm_head=asked.lm_head,
         layouts=[layer.layout for layer in chosen.layers], division=division,
     )  # fmt: skip
     decoder = assemble(config, tensors, chosen, tokens, predictor, division)
@@ -238,7 +238,7 @@ def _check_context(context: int | None, config: ModelConfig) -> int:
 def set_threads(threads: int | None) -> None:
     """Use this many CPU threads in this process. Raises UserError for a number that is none."""
     if threads is None:
-        held, threads = torch.get_num_threads(), default_threads()
+        held, threads = torch.get_num_threads(), this.default_threads()
         if threads < held:
             log.info("%d threads instead of %d: no more can run at once here (`prosparse doctor`)", threads, held)
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
