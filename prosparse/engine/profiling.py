@@ -46,4 +46,4 @@ def profile_neurons(engine: Engine, content: str, progress: Callable[[int, int],
             pass
     if progress is not None:
         progress(windows.numel(), windows.numel())
-    return Profile(counts, windows.numel(), fingerprint(config), content, "calibration excerpt")
+    return Profile(counts, windows.numel(), fingerprint(config), content, CALIBRATION.name)

@@ -12,6 +12,7 @@ from prosparse.config.shapes import shape
 from prosparse.engine import profiling
 from prosparse.engine.load import EMBEDDED_MODEL
 from prosparse.engine.source import open_source
+from prosparse.engine.windows import CALIBRATION, read_text
 from prosparse.plan import Plan, fingerprint
 from prosparse.study import placing
 from prosparse.weights.neuron_profile import Profile
