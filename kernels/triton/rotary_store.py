@@ -18,13 +18,9 @@ def store_halves(to, a, b, HALF: tl.constexpr, BLOCK: tl.constexpr):
 def rotary_store_kernel(
     qkv_ptr, cos_ptr, sin_ptr, keys_ptr, values_ptr, q_ptr, start, keys_head, keys_position, values_head,
     values_position,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, ON_DEVICE: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
-    angle = row
-    if ON_DEVICE:
-        start = tl.load(start)
-        angle = start + row  # the angles of every position
     half = tl.arange(0, BLOCK)
     live = half < HALF
     a_ptr = qkv_ptr + (row * (HEADS + 2 * KV_HEADS) + head) * 2 * HALF + half
@@ -32,8 +28,8 @@ def rotary_store_kernel(
     b = tl.load(a_ptr + HALF, mask=live, other=0.0).to(tl.float32)
     position = (start + row).to(tl.int64)
     if head < HEADS + KV_HEADS:
-        cos = tl.load(cos_ptr + angle * HALF + half, mask=live, other=0.0)
-        sin = tl.load(sin_ptr + angle * HALF + half, mask=live, other=0.0)
+        cos = tl.load(cos_ptr + row * HALF + half, mask=live, other=0.0)
+        sin = tl.load(sin_ptr + row * HALF + half, mask=live, other=0.0)
         turned = a * cos - b * sin
         b = b * cos + a * sin
         a = turned
@@ -47,15 +43,13 @@ def rotary_store_kernel(
         store_halves(values_ptr + at, a, b, HALF, BLOCK)
 
 
-def launch(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, start: int | Tensor) -> Tensor:
-    """As the op; or with `start` on the device ([1] int32), so that a graph replays with another one: then cos and sin
-    are those of every position, and keys and values the sequence's whole place in the cache."""
+def launch(qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
     rows, (kv_heads, _, head_dim) = qkv.shape[0], keys.shape
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     q = qkv.new_empty(rows, heads, head_dim)
     rotary_store_kernel[(rows, heads + 2 * kv_heads)](
         qkv, cos, sin, keys, values, q, start, keys.stride(0), keys.stride(1), values.stride(0), values.stride(1),
         HEADS=heads, KV_HEADS=kv_heads, HALF=head_dim // 2, BLOCK=triton.next_power_of_2(head_dim // 2),
-        ON_DEVICE=isinstance(start, Tensor), num_warps=1,
+        num_warps=1,
     )  # fmt: skip
     return q

@@ -14,6 +14,7 @@ from prosparse.kernels.attend import attend_reference
 from prosparse.kernels.glu_exact import glu_exact
 from prosparse.kernels.glu_predicted import glu_predicted
 from prosparse.kernels.predict_select import predict_select
+from prosparse.kernels.rotary_store import rotary_store_reference
 from prosparse.kernels.tally import PREDICTED, UP_ROWS, new_tally
 from prosparse.kernels.weight import Weight
 
@@ -94,16 +95,23 @@ def test_a_thousand_runs_give_the_same_bits(tokens):
 
 
 def test_a_graph_attends_to_a_growing_context():
-    from prosparse.kernels.triton import attend
+    from prosparse.kernels.triton import attend_step
 
-    q = torch.randn(1, 8, 64, device="cuda")
-    keys, values = (torch.randn(2, 600, 64, device="cuda").bfloat16() for _ in range(2))
-    start = torch.zeros(1, dtype=torch.int32, device="cuda")
-    graph, out = captured(lambda: attend.launch(q, keys, values, start, 0))
+    rng = torch.Generator("cuda").manual_seed(0)
+    qkv = torch.randn(1, 12 * 64, device="cuda", generator=rng)
+    cos, sin = (torch.randn(600, 32, device="cuda", generator=rng) for _ in range(2))
+    keys, values = (torch.randn(1, 2, 600, 64, device="cuda", generator=rng).bfloat16() for _ in range(2))
+    slot, start, tickets = (torch.zeros(n, dtype=torch.int32, device="cuda") for n in (1, 1, 2))
+
+    def attended():
+        tickets.zero_()
+        return attend_step.launch(qkv, None, cos, sin, keys, values, slot, start, 0, tickets)
+
+    graph, out = captured(attended)
     for position in (0, 1, 63, 64, 500, 599):
         start.fill_(position)
         graph.replay()
-        seen = slice(0, position + 1)
-        torch.testing.assert_close(
-            out, attend_reference(q, keys[:, seen], values[:, seen], position, 0), rtol=1e-4, atol=1e-5
-        )
+        k, v = (part[0, :, : position + 1].clone() for part in (keys, values))
+        own = slice(position, position + 1)
+        q = rotary_store_reference(qkv, cos[own], sin[own], k, v, position)
+        torch.testing.assert_close(out, attend_reference(q, k, v, position, 0), rtol=1e-4, atol=1e-5)

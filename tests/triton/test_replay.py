@@ -1,4 +1,4 @@
-"""What a CUDA graph needs of the launchers: lengths read on the device, norm and residual inside, the same bits again.
+"""What a CUDA graph needs of the launchers: norm and residual inside, the same bits again.
 
 Runs on a GPU, or in the interpreter's process (see `test_interpreted`).
 """
@@ -14,52 +14,19 @@ from triton_backend import gpu_backends
 
 from prosparse.kernels.activation import Activation
 from prosparse.kernels.active import compact
-from prosparse.kernels.attend import attend_reference
 from prosparse.kernels.rms_norm import rms_norm_reference
-from prosparse.kernels.rotary_store import rotary_store_reference
 from prosparse.kernels.tally import new_tally
 
 if not gpu_backends():
     pytest.skip("needs a GPU or Triton's interpreter", allow_module_level=True)
 
-from prosparse.kernels.triton import attend, glu_dense, glu_exact, glu_predicted, linear, rotary_store  # noqa: E402
+from prosparse.kernels.triton import glu_dense, glu_exact, glu_predicted, linear  # noqa: E402
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-ROOM = 90  # positions of a cache
 
 
 def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-
-
-def on_device(start):
-    return torch.tensor([start], dtype=torch.int32, device=DEVICE)
-
-
-@pytest.mark.parametrize("start", [0, 1, 63, 85])
-@pytest.mark.parametrize("window", [0, 20])
-def test_attend_reads_its_length(start, window):
-    rows, heads, kv_heads, head_dim = 3, 6, 2, 16
-    q = normal(rows, heads, head_dim)
-    keys, values = (normal(kv_heads, ROOM, head_dim, seed=seed).bfloat16() for seed in (1, 2))
-    seen = slice(0, start + rows)
-    expected = attend_reference(q, keys[:, seen], values[:, seen], start, window)
-    keys[:, start + rows :] = values[:, start + rows :] = float("nan")  # what is behind the end is not read
-    actual = attend.launch(q, keys, values, on_device(start), window)
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("start", [0, 1, 87])
-def test_rotary_store_writes_where_the_device_says(start):
-    rows, heads, kv_heads, head_dim = 2, 4, 2, 10
-    qkv, cos, sin = normal(rows, 80), normal(ROOM, 5, seed=1), normal(ROOM, 5, seed=2)
-    caches = [torch.full((2, kv_heads, ROOM, head_dim), 9.0, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)]
-    seen, own = slice(0, start + rows), slice(start, start + rows)
-    expected = rotary_store_reference(qkv, cos[own], sin[own], *(part[:, seen] for part in caches[0]), start)
-    actual = rotary_store.launch(qkv, cos, sin, *caches[1], on_device(start))
-    assert actual.shape == (rows, heads, head_dim)
-    torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(caches[1], caches[0])
 
 
 @pytest.mark.parametrize("tokens", [1, 5])

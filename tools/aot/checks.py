@@ -24,6 +24,8 @@ BUDGET = {
     "attend": (255, 72 << 10),
     "sign": (104, 28 << 10),
     "ffn_23": (104, 40 << 10),
+    "attend_step": (255, 72 << 10),
+    "embed": (64, 4 << 10),
     "join": (64, 4 << 10),
     "nonzero": (64, 4 << 10),
     "span": (64, 1 << 10),
@@ -39,6 +41,7 @@ READERS = set(BUDGET) - {
     "nonzero",
     "span",
     "argmax",
+    "embed",
     "join_attend",
     "rms_norm",
     "rotary_store",
@@ -83,7 +86,7 @@ def tile_bytes(launch: Launch) -> int:
     v = launch.values
     if launch.name not in READERS:
         return 0
-    if launch.name == "attend":
+    if launch.name in ("attend", "attend_step"):
         return 2 * v["BLOCK_P"] * v["HEAD_DIM"] * v["keys_ptr"].element_size()
     codes = next(v[name] for name in ("gate_ptr", "up_ptr", "down_ptr", "codes_ptr") if name in v)
     if launch.name == "down":

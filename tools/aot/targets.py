@@ -15,7 +15,9 @@ from prosparse.kernels.tally import new_tally
 from prosparse.kernels.triton import (
     argmax,
     attend,
+    attend_step,
     axpy_active,
+    embed,
     ffn_23,
     gate_select,
     glu_active,
@@ -98,7 +100,7 @@ class Case:
 
     Args:
         op: exact, select, active, dense, predicted, guess, rank, signs, plain, axpy, linear,
-            argmax, published, attention.
+            argmax, published, attention, step (what a decode step has beside linear and FFN).
         model: a key of `MODELS`.
         fmt: format of the weights.
         tokens: of the step.
@@ -118,6 +120,7 @@ QUICK = [
     Case("predicted", "7B", "bf16", 1),
     Case("linear", "7B", "int4", 1),
     Case("attention", "7B", "bf16", 1),
+    Case("step", "7B", "bf16", 1),
 ]
 FULL = [
     *(Case("exact", model, "bf16", 1) for model in MODELS),
@@ -125,6 +128,8 @@ FULL = [
     *(Case(op, "7B", "bf16", 4) for op in ("exact", "linear")),
     *(Case("exact", model, "bf16", 8) for model in ("1B", "7B")),
     *(Case("attention", model, "bf16", 1) for model in ("1B", "7B")),
+    *(Case("step", model, "bf16", tokens) for model in ("1B", "7B") for tokens in (1, 8)),
+    *(Case("step", "7B", fmt, 1) for fmt in ("int8", "int4")),
     *(Case("exact", "7B", fmt, 1) for fmt in ("fp32", "fp16", "int8", "int4")),
     *(Case("exact", model, fmt, 1) for model in ("1B", "13B") for fmt in ("int8", "int4")),
     *(Case("exact", "7B", fmt, 8) for fmt in ("int8", "int4")),
@@ -184,13 +189,19 @@ def launches_of(case: Case, gpu: Gpu) -> Iterator[Launch]:
     elif case.op == "linear":
         yield from launches(gpu, linear.launch, x, gate, norm)
     else:
-        cache = _empty(model.kv_heads, CONTEXT, model.head_dim, dtype=torch.bfloat16)
+        cache = _empty(tokens, model.kv_heads, CONTEXT, model.head_dim, dtype=torch.bfloat16)
         qkv = _empty(tokens, (model.heads + 2 * model.kv_heads) * model.head_dim)
         angles = _empty(CONTEXT, model.head_dim // 2)
-        start = _empty(1, dtype=torch.int32)
+        if case.op == "step":
+            places, ids = _empty(tokens, dtype=torch.int32), _empty(tokens, dtype=torch.int64)
+            arguments = (qkv, None, angles, angles, cache, cache, places, places, 0, places)
+            yield from launches(gpu, embed.launch, ids, gate, model.hidden, 1.0, places)
+            yield from launches(gpu, attend_step.launch, *arguments)
+            return
+        own = (cache[0], cache[0], CONTEXT - tokens)
         yield from launches(gpu, rms_norm.launch, x, _empty(model.hidden), 1e-5)
-        yield from launches(gpu, rotary_store.launch, qkv, angles, angles, cache, cache, start)
-        yield from launches(gpu, attend.launch, _empty(tokens, model.heads, model.head_dim), cache, cache, start, 0)
+        yield from launches(gpu, rotary_store.launch, qkv, angles, angles, *own)
+        yield from launches(gpu, attend.launch, _empty(tokens, model.heads, model.head_dim), *own, 0)
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
