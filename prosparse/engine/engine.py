@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..model.decoder import Decoder
 from ..plan import Plan
 from .embeds import check_embeds
+from .graph import StepPool
 from .request import Generation, Request
 from .session import PREFILL_CHUNK, Progress, Session
 from .stats import request_stats
@@ -46,8 +47,10 @@ class Engine:
         kv_dtype: torch.dtype,
         audit: int = 0,
         deterministic: bool = False,
+        pool: StepPool | None = None,
     ) -> None:
-        self.audit, self.prefill_chunk = audit, MAX_ROWS if deterministic else PREFILL_CHUNK
+        self.prefill_chunk = MAX_ROWS if deterministic else PREFILL_CHUNK
+        self.audit, self._pool = audit, pool
         self.decoder, self.tokenizer, self.plan = decoder, tokenizer, plan
         self.model_sampling, self.kv_dtype = model_sampling, kv_dtype
         self.stats: dict[str, Any] = {}
@@ -105,9 +108,12 @@ class Engine:
         several = isinstance(given, Sequence) if prompt is None else is_batch(prompt)
         requests = self._requests(given if several else [given], params, options, prompt is None)
         session = self._session(len(requests))
-        for _ in session.run(requests, progress):
-            pass
-        results = [self._finished(request, session) for request in requests]
+        try:
+            for _ in session.run(requests, progress):
+                pass
+            results = [self._finished(request, session) for request in requests]
+        finally:
+            session.close()
         return results if several else results[0]
 
     def stream(
@@ -132,10 +138,13 @@ class Engine:
 
     def _stream(self, request: Request, progress: Progress | None) -> Iterator[str]:
         session = self._session(1)
-        for _, piece in session.run([request], progress):
-            if piece:
-                yield piece
-        self._finished(request, session)
+        try:
+            for _, piece in session.run([request], progress):
+                if piece:
+                    yield piece
+            self._finished(request, session)
+        finally:
+            session.close()
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int] | Tensor, chunk: int | None = None) -> Tensor:
@@ -239,7 +248,9 @@ class Engine:
 
     def _session(self, prompts: int) -> Session:
         slots = prompts if self.plan.placement is None else 1  # a budget has room for the cache of one
-        return Session(self.decoder, self.kv_dtype, slots, self.context, self.audit, self.prefill_chunk)
+        return Session(
+            self.decoder, self.kv_dtype, slots, self.context, self.audit, self.prefill_chunk, self._pool
+        )
 
     def _finished(self, request: Request, session: Session) -> Generation:
         self.stats = request_stats(request, session, self.decoder)

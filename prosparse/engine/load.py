@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..hardware import Machine
 from ..model.attention import Attention
 from ..model.decoder import FFN, Decoder, Ends
+from ..model.step import why_no_step
 from ..placement import choose
 from ..plan import Plan, fingerprint
 from ..sparsity import DenseFFN, ExactFFN, PredictedFFN, Selector, other_ffn
@@ -28,6 +29,7 @@ from .audit import check_every
 from .budget import known_profile, plan_for
 from .divided import Sharing, agreed, check_room, divide, fast_device, tiers_of
 from .engine import Engine
+from .graph import StepPool
 from .profiling import WINDOW
 from .source import held_formats, open_source
 
@@ -146,7 +148,10 @@ def load(
     held = fmt if head == fmt else f"{fmt} (lm_head {head})"
     log.info("%s: %s weights, mode %s (%s)", name, held, chosen.mode, chosen.reason)
     kv_dtype = torch.float32 if fmt == "fp32" else torch.bfloat16
-    return Engine(decoder, tokenizer, chosen, model_sampling, kv_dtype, check_every(audit, chosen.mode), deterministic)
+    pool = None if why_no_step(decoder) else StepPool(decoder, kv_dtype)
+    return Engine(
+        decoder, tokenizer, chosen, model_sampling, kv_dtype, check_every(audit, chosen.mode), deterministic, pool
+    )
 
 
 def assemble(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import SamplingParams
 from .detokenize import Detokenizer
-from .sampler import Sampler
+from .sampler import Sampler, check_peak
 from .stopping import StopMatcher
 from .tokenizer import Tokenizer
 
@@ -76,6 +76,16 @@ class Request:
         return self.length - self.prompt_tokens
 
     @property
+    def left(self) -> int:
+        """Tokens that may still come."""
+        return self.limit - self.generated
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the next token is always that of the largest logit."""
+        return self.params.greedy and self.params.repetition_penalty == 1.0
+
+    @property
     def token_ids(self) -> tuple[int, ...]:
         return tuple(self.ids[self.prompt_tokens : self.length].tolist())
 
@@ -85,7 +95,14 @@ class Request:
 
     def advance(self, logits: Tensor) -> str:
         """Choose the next token from logits [vocab] float32; returns the text that became certain."""
-        token = self.sampler.choose(logits, self.ids[self.first_id : self.length])
+        return self._take(self.sampler.choose(logits, self.ids[self.first_id : self.length]))
+
+    def advance_to(self, token: int, peak: float) -> str:
+        """As `advance`, for a greedy request whose token was chosen where its logits are; peak is the largest."""
+        check_peak(peak)
+        return self._take(token)
+
+    def _take(self, token: int) -> str:
         self.ids[self.length] = token
         self.length += 1
         self.last_at = time.perf_counter()

@@ -17,6 +17,10 @@ from ..config import SamplingParams
 from ..errors import MachineError
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
+CURE = (
+    "the weights hold such values, or float16 overflowed: load the model with weights=bf16 or fp32, or fetch the "
+    "checkpoint anew"
+)
 NUCLEUS = 1024  # tokens; top-p on a language model's distribution rarely keeps as many
 
 
@@ -128,12 +132,17 @@ def _nucleus(scores: Tensor, probabilities: Tensor, top_p: float) -> Tensor:
     return large.nonzero().squeeze(1)
 
 
+def check_peak(peak: float) -> None:
+    """Raise MachineError for a largest logit that is none; of a greedy choice that was made without the host."""
+    if not math.isfinite(peak):
+        raise MachineError(f"sampler: the logits are not finite (the largest is {peak}); {CURE}")
+
+
 def _not_finite(logits: Tensor, penalty: float) -> MachineError:
     nan, infinite = int(logits.isnan().sum()), int(logits.isposinf().sum())
     if nan or infinite:
         return MachineError(
-            f"sampler: the logits are not finite ({nan} NaN and {infinite} +inf of {logits.numel()}); the weights hold "
-            "such values, or float16 overflowed: load the model with weights=bf16 or fp32, or fetch the checkpoint anew"
+            f"sampler: the logits are not finite ({nan} NaN and {infinite} +inf of {logits.numel()}); {CURE}"
         )
     if logits.isfinite().any():
         return MachineError(

@@ -16,6 +16,7 @@ from prosparse.kernels.checks import MAX_ROWS
 from ..model.cache import KVCache
 from ..model.decoder import Decoder
 from .audit import Audit
+from .graph import LATE, StepPool
 from .request import Request
 
 Progress = Callable[[int, int], None]
@@ -32,6 +33,7 @@ class Session:
         context: positions per sequence.
         audit: steps from one audit of the predictor to the next; 0 for none.
         chunk: tokens of a prompt at a time.
+        pool: lends the cache, and steps that run ahead of the host; then `close` gives them back.
     """
 
     def __init__(
@@ -42,10 +44,18 @@ class Session:
         context: int,
         audit: int = 0,
         chunk: int = PREFILL_CHUNK,
+        pool: StepPool | None = None,
     ) -> None:
-        self.decoder, self.chunk = decoder, chunk
-        self.cache = KVCache(decoder.config, min(slots, MAX_ROWS), context, kv_dtype, decoder.tiers.layers)
-        self.tally = decoder.new_tally()
+        self.decoder, self.chunk, self._pool = decoder, chunk, pool
+        slots = min(slots, MAX_ROWS)
+        self.slots = slots
+        self.steps_ahead = None if pool is None or audit else pool.lend(slots, context)
+        self.tally: Tensor | list[Tensor]
+        if self.steps_ahead is not None:
+            self.cache, self.tally = self.steps_ahead.cache, self.steps_ahead.tally
+        else:
+            self.cache = KVCache(decoder.config, slots, context, kv_dtype, decoder.tiers.layers)
+            self.tally = decoder.new_tally()
         self.audit = Audit(decoder, audit) if audit else None
         self.steps = self.decode_tokens = self.positions_read = 0
 
@@ -71,11 +81,21 @@ class Session:
         """One step: token_ids [slots, rows] at `starts`; returns logits [slots * rows, vocab] float32."""
         watch = None if self.audit is None else self.audit.of_step(self.steps)
         hidden = self.decoder.decode(token_ids.to(self.decoder.device), slots, starts, self.cache, self.tally, watch)
-        self.steps += 1
-        self.decode_tokens += token_ids.numel()
-        window, rows = self.decoder.config.sliding_window, token_ids.shape[1]
-        self.positions_read += sum(start + rows - (max(0, start + 1 - window) if window else 0) for start in starts)
+        self._count(starts, token_ids.shape[1])
         return self.decoder.logits(hidden)
+
+    def close(self) -> None:
+        """Give back what the pool lent; nothing but what was counted is of use then."""
+        if self._pool is not None and self.steps_ahead is not None:
+            self.tally = self.steps_ahead.tally.clone()
+            self._pool.take_back(self.steps_ahead)
+            self.steps_ahead = None
+
+    def _count(self, starts: tuple[int, ...], rows: int = 1) -> None:
+        self.steps += 1
+        self.decode_tokens += len(starts) * rows
+        window = self.decoder.config.sliding_window
+        self.positions_read += sum(start + rows - (max(0, start + 1 - window) if window else 0) for start in starts)
 
     def run(self, requests: Sequence[Request], progress: Progress | None = None) -> Iterator[tuple[int, str]]:
         """Generate every request; yields (number of the request, new text) as text becomes certain.
@@ -84,7 +104,7 @@ class Session:
         """
         waiting = deque(enumerate(requests))
         running: dict[int, tuple[int, Request]] = {}
-        free = list(range(self.cache.slots))[::-1]
+        free = list(range(self.slots))[::-1]
         while waiting or running:
             while waiting and free:
                 number, request = waiting.popleft()
@@ -107,9 +127,37 @@ class Session:
                 progress(done, request.length)
         return request.advance(self.decoder.logits(last)[0])
 
-    def _step(self, running: dict[int, tuple[int, Request]]) -> list[tuple[int, str]]:
+    @torch.inference_mode()
+    def _step(self, running: dict[int, tuple[int, Request]]) -> Iterator[tuple[int, str]]:
+        """At least one step, until a request is done or the others want to be looked at."""
         requests = list(running.values())
-        last = torch.stack([request.ids[request.length - 1 : request.length] for _, request in requests])
-        starts = tuple(request.length - 1 for _, request in requests)
-        logits = self.decode(last, tuple(running), starts)
-        return [(number, request.advance(logits[i])) for i, (number, request) in enumerate(requests)]
+        last = torch.stack([request.ids[request.length - 1] for _, request in requests])
+        slots, starts = tuple(running), tuple(request.length - 1 for _, request in requests)
+        if self.steps_ahead is None or not self.steps_ahead.begin(last, slots, starts):
+            logits = self.decode(last[:, None], slots, starts)
+        elif all(request.is_greedy for _, request in requests):
+            yield from self._run_ahead(requests, starts)
+            return
+        else:
+            self.steps_ahead.launch()
+            self._count(starts)
+            logits = self.steps_ahead.logits
+        for i, (number, request) in enumerate(requests):
+            yield number, request.advance(logits[i])
+
+    def _run_ahead(self, requests: Sequence[tuple[int, Request]], starts: tuple[int, ...]) -> Iterator[tuple[int, str]]:
+        """Steps until a request is done, launched before the host has read those before them."""
+        ahead = self.steps_ahead
+        assert ahead is not None
+        most, launched = min(request.left for _, request in requests), 0
+        for number in range(most):
+            while launched < min(number + 1 + LATE, most):
+                ahead.launch()
+                launched += 1
+            tokens, peaks = ahead.read(number)
+            self._count(tuple(start + number for start in starts))
+            for (own, request), token, peak in zip(requests, tokens, peaks, strict=True):
+                yield own, request.advance_to(token, peak)
+            if any(request.done for _, request in requests):
+                ahead.keep(number + 1)
+                return
