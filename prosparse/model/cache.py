@@ -50,9 +50,11 @@ class KVCache:
                 keys, values = (torch.empty(shape, dtype=dtype, device=tier.device) for _ in range(2))
             except RuntimeError as error:
                 need = 2 * torch.Size(shape).numel() * dtype.itemsize / 1e9
+                cuda = tier.device.type == "cuda"
+                free = f" ({torch.cuda.mem_get_info(tier.device)[0] / 1e9:.1f} GB are free)" if cuda else ""
                 raise MachineError(
                     f"cache: {slots} sequences of {context} tokens need {need:.1f} GB, which {tier.device} cannot "
-                    "give; lower --context or send fewer prompts at once"
+                    f"give{free}; lower --context or send fewer prompts at once"
                 ) from error
             self._parts[tier] = keys, values
         seen: Counter[Tier] = Counter()

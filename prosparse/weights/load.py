@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from prosparse.kernels.quant import GROUP
 from prosparse.kernels.weight import FORMAT_OF_DTYPE, Weight
 
 from ..config import ModelConfig
@@ -119,8 +120,12 @@ def _load(
         tied, sizes[names.lm_head] = False, sizes[names.embed]
     near = division or whole(fast.device, config.layers, config.neurons)
     wanted = near.nbytes(names, sizes, formats, tied)
+    others = {}
+    if slow is fast and formats.weights not in GROUP:  # packed ones are perhaps stored, and then there is no other
+        kept = [fmt for fmt in ("bf16", *GROUP) if fmt != formats.weights]
+        others = {fmt: sum(near.nbytes(names, sizes, Formats(fmt, fmt), tied)) for fmt in kept}
     reader.expect(
-        {fast: sum(wanted)} if slow is fast else dict(zip((fast, slow), wanted, strict=True)), formats.weights
+        {fast: sum(wanted)} if slow is fast else dict(zip((fast, slow), wanted, strict=True)), formats.weights, others
     )
     head = fast if near.head else slow
     reader.place = head if tied else slow

@@ -6,10 +6,11 @@ cache, so nothing of a matrix's size is held beside the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -191,16 +192,23 @@ class Reader:
         self.workers = workers
         self.done = self.total = 0
 
-    def expect(self, wanted: dict[Place, int], what: str) -> None:
-        """Insist that so many bytes of each place fit into memory, and reserve them; `what` names their format."""
+    def expect(self, wanted: dict[Place, int], what: str, others: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Insist that so many bytes of each place fit into memory, and reserve them.
+
+        Args:
+            wanted: bytes.
+            what: their format.
+            others: bytes that all would take in other formats, for the message.
+        """
         self.total = sum(wanted.values())
         for place in wanted:
             total = sum(nbytes for other, nbytes in wanted.items() if other.device == place.device)
             if total > place.free:
+                fitting = [f"--weights {fmt} ({n / 2**30:.1f} GiB)" for fmt, n in others.items() if n <= place.free]
+                cure = f"{' or '.join(fitting)} would fit" if fitting else "close other programs or use a smaller model"
                 raise MachineError(
                     f"load: the weights of {self.checkpoint.folder} need {total / 2**30:.1f} GiB as {what}, but "
-                    f"{place.free / 2**30:.1f} GiB of {place.device.type} memory are free; close other programs or use "
-                    "a smaller model"
+                    f"{place.free / 2**30:.1f} GiB of {place.device.type} memory are free; {cure}"
                 )
         for place, nbytes in wanted.items():
             place.reserve(nbytes)

@@ -173,6 +173,23 @@ def test_too_little_memory_is_said_before_anything_is_read(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
+    ("fits", "cure"),
+    [
+        (("int8", "int4"), r"--weights int8 \(0.0 GiB\) or --weights int4 \(0.0 GiB\) would fit"),
+        (("int4",), r"--weights int4 \(0.0 GiB\) would fit"),
+        ((), "close other programs or use a smaller model"),
+    ],
+    ids=["two", "one", "none"],
+)
+def test_too_little_memory_of_a_gpu_names_what_would_fit(tmp_path, monkeypatch, fits, cure):
+    folder = write_tiny(tmp_path, hidden=128)
+    free = load(folder, fits[0]).nbytes if fits else 1000
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    with pytest.raises(MachineError, match=f"need 0.0 GiB as bf16, but 0.0 GiB of cuda memory are free; {cure}"):
+        load(folder, "bf16", device="cuda")
+
+
+@pytest.mark.parametrize(
     ("fmt", "layout"), [("auto", "rows"), ("bf16", "bundled"), ("int8", "rows"), ("int4", "bundled")]
 )
 def test_memory_holds_little_but_the_weights(tmp_path, fmt, layout):
