@@ -28,8 +28,8 @@ KEYS = (
     "subject", "part", "model", "shape", "layers", "synthetic", "mode", "weights", "device", "threads", "batch",
     "context", "activation_sparsity", "predicted_sparsity", "tokens_per_s", "tpot_ms", "median_us", "p10_us", "p90_us",
     "bytes", "bandwidth_gb_s", "floor_us", "floor_tokens_per_s", "fraction_of_floor", "dense_ratio", "dense_ratio_95",
-    "baseline", "quality", "loading", "simulated", "repeat", "calls", "run", "machine", "versions", "commit", "date",
-    "command", "note", "samples",
+    "baseline", "joules_per_token", "quality", "loading", "simulated", "repeat", "calls", "run", "machine", "versions",
+    "commit", "date", "command", "note", "samples",
 )  # fmt: skip
 
 

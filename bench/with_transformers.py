@@ -69,7 +69,8 @@ class Transformers:
         self._next = tokens.numel()
         if self._compiled:
             # under inference_mode tensors of the cache would be other objects to the compiler than outside
-            self._step = torch.compile(self._model.forward, dynamic=False, fullgraph=True)
+            own = {"mode": "reduce-overhead"} if tokens.is_cuda else {}  # a CUDA graph of its own
+            self._step = torch.compile(self._model.forward, dynamic=False, fullgraph=True, **own)
 
     @torch.inference_mode()
     def decode(self, token: Tensor, at: int) -> Tensor:
@@ -94,7 +95,8 @@ def _build(config: ModelConfig, tensors: dict[str, Tensor], dtype: torch.dtype) 
     with torch.device("meta"):
         model: Any = MiniCPMForCausalLM(own) if config.family == "minicpm" else SparseLlamaForCausalLM(own)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
-    model.model.rotary_emb = LlamaRotaryEmbedding(own)  # the one made on meta has no angles
+    device = tensors["model.norm.weight"].device
+    model.model.rotary_emb = LlamaRotaryEmbedding(own).to(device)  # the one made on meta has no angles
     return model.eval().requires_grad_(False)
 
 

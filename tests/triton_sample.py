@@ -1,7 +1,7 @@
-"""A pytest plugin (-p triton_sample): the tests of the Triton backend, thinned out, for the interpreter is slow.
+"""A pytest plugin (-p triton_sample): the tests of the Triton backend, thinned out.
 
-Of every test function it keeps a few parameter sets, spread evenly: SAMPLE of them, 4 unless said. SAMPLE=all keeps
-all: six minutes.
+The interpreter is slow, and on a GPU nearly every test compiles kernels of its own. Of every test function it keeps a
+few parameter sets, spread evenly: SAMPLE of them, 4 unless said. SAMPLE=all keeps all: six minutes interpreted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         name, _, parameters = item.nodeid.partition("[")
         own = "tests/triton/" in name
-        if (own or parameters.startswith("triton")) and not name.endswith(SKIPPED):
+        if (own or parameters.startswith(("triton", "cuda"))) and not name.endswith(SKIPPED):
             by_function.setdefault(name, []).append(item)
     kept = []
     for same in by_function.values():

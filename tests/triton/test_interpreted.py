@@ -28,7 +28,11 @@ ROOT = Path(__file__).parents[2]
 )
 def test_ops_in_the_interpreter(tests, sample):
     files = [f"tests/ops/test_{name}.py" for name in tests.split()]
-    launchers = {"attend": ("replay", "step", "engine_step"), "plain": ("argmax", "ffn_23")}  # tests without an op
+    launchers = {  # tests without an op
+        "attend": ("replay", "step", "engine_step"),
+        "linear": ("gpu_parts",),
+        "plain": ("argmax", "ffn_23"),
+    }
     files += [f"tests/triton/test_{name}.py" for op in launchers if op in tests.split() for name in launchers[op]]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "SAMPLE": str(sample)}
     options = ["-q", "-p", "triton_sample", "-p", "no:cacheprovider", "-p", "no:warnings"]

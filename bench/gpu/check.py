@@ -1,0 +1,204 @@
+"""python -m prosparse.bench.gpu.check: what `make gpu-check` runs.
+
+Each part is a process with a time limit, so that none can take another down. What is done is kept in state.json and not
+done again; rows.jsonl and table.txt are written anew after every part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .report import table
+
+ROOT = Path(__file__).parents[2]
+TOTAL_S = 520  # of one command: under 9 minutes with what lies between parts
+LEAST_S = 15  # a part is not begun with less left
+ME = ("-m", "prosparse.bench.gpu.check")
+WARM = ("tokens-1b", "tokens-7b", "ops-1b", "ops-7b")
+GPU_TESTS = ("tests/gpu", *(f"tests/triton/test_{name}.py" for name in ("choice", "replay", "step", "engine_step")))
+# Most of a test is compiling, which several processes do at once.
+WORKERS = ("-n", str(min(8, os.cpu_count() or 1))) if find_spec("xdist") else ()
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", "--tb=short")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part.
+
+    Args:
+        name: of it.
+        limit_s: after that it is stopped; its rows are kept.
+        what: one line for a person.
+        commands: arguments of Python, run at the same time; {rows} is a file for rows.
+        tool: a program that is put in front, and without which the part is left out.
+    """
+
+    name: str
+    limit_s: int
+    what: str
+    commands: tuple[tuple[str, ...], ...]
+    tool: tuple[str, ...] = ()
+
+
+def measuring(name: str, limit_s: int, what: str) -> Job:
+    return Job(name, limit_s, what, ((*ME, "--part", name, "--rows", "{rows}"),))
+
+
+JOBS = (
+    measuring("environment", 60, "versions, read bandwidth, cost of a launch in a graph"),
+    Job("tests", 150, "tests of graphs, launchers and whole steps on the GPU", ((*PYTEST, *WORKERS, *GPU_TESTS),)),
+    Job(
+        "warm", 150, "compile all kernels and check them at real sizes, in several processes",
+        tuple((*ME, "--part", name, "--rounds", "1") for name in WARM),
+    ),
+    measuring("tokens-1b", 90, "whole tokens of MiniCPM-S-1B: graph and op by op, dense and exact; energy"),
+    measuring("tokens-7b", 100, "whole tokens of the 7B shape"),
+    measuring("ops-7b", 90, "linear, gate_select, FFN, attention at 7B against cuBLAS"),
+    measuring("ops-1b", 60, "the same at 1B"),
+    measuring("variants-7b", 120, "other tiles, warps and stages"),
+    measuring("ffn-7b", 60, "FFNs from 0 to 98 % zeros at 7B"),
+    measuring("transformers-eager-1b", 60, "transformers, eager, 1B bf16"),
+    measuring("transformers-compile-1b", 150, "transformers, torch.compile with static cache, 1B bf16"),
+    Job(
+        "op-tests", 150, "a sample of the op tests with the Triton kernels",
+        ((*PYTEST, *WORKERS, "-p", "triton_sample", "tests/ops"),),
+    ),
+    *(
+        Job(
+            f"sanitizer-{tool}", 90, f"compute-sanitizer {tool} on tiny ops", ((*PYTEST, "tests/gpu/test_tiny.py"),),
+            ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9"),
+        )
+        for tool in ("racecheck", "memcheck")
+    ),
+    measuring("ffn-1b", 45, "FFNs from 0 to 98 % zeros at 1B"),
+    measuring("transformers-compile-7b", 150, "transformers, torch.compile with static cache, 7B bf16"),
+    measuring("ops-13b", 90, "linear, gate_select, FFN, attention at 13B"),
+)  # fmt: skip
+
+
+def run(job: Job, limit_s: float, log: Path) -> dict[str, Any]:
+    """Run a part; what it said, and its rows, also where it was stopped."""
+    if job.tool and shutil.which(job.tool[0]) is None:
+        return {"status": "left out", "seconds": 0.0, "tail": f"{job.tool[0]} is not installed", "rows": []}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "ops")])
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PROSPARSE_TEST_GPU": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        rows, outputs, started = Path(folder) / "rows", [], []
+        for number, command in enumerate(job.commands):
+            outputs.append(Path(folder) / f"output{number}")
+            filled = [part.format(rows=rows) if part == "{rows}" else part for part in command]
+            with outputs[-1].open("wb") as file:
+                started.append(
+                    subprocess.Popen(
+                        [*job.tool, sys.executable, *filled], cwd=ROOT, env=environment, stdout=file,
+                        stderr=subprocess.STDOUT, start_new_session=True,
+                    )
+                )  # fmt: skip
+        codes = [wait(process, began + limit_s - time.monotonic()) for process in started]
+        said = "\n".join(output.read_text(errors="replace") for output in outputs)
+        found = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
+    with log.open("a") as file:
+        file.write(f"=== {job.name}: {codes}\n{said}\n")
+    status = "stopped" if None in codes else "failed" if any(codes) else "done"
+    keep = [line for line in said.splitlines() if line.strip()]
+    told = [line for line in keep if line.startswith(("FAILED", "ERROR")) or " FAILED: " in line]
+    return {
+        "status": status,
+        "seconds": round(time.monotonic() - began, 1),
+        "tail": "\n".join(told[:20] or keep[-3:]),
+        "rows": found,
+    }
+
+
+def wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """The exit status; None where the time was up, and then nothing of its group is left running."""
+    try:
+        return process.wait(max(seconds, 0.1))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return None
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="gpu-check", description=__doc__.split("\n\n")[1])
+    folder = Path(os.environ.get("OUT") or "gpu-check")
+    made.add_argument("-o", "--output", type=Path, default=folder, metavar="DIR", help=f"default: {folder} ($OUT)")
+    made.add_argument("--resume", type=Path, metavar="FILE", help="state.json of an earlier run, where DIR has none")
+    made.add_argument("--only", action="append", metavar="PART", help="may be repeated; runs it again")
+    made.add_argument("--dry-run", action="store_true", help="list the parts")
+    made.add_argument("--part", help=argparse.SUPPRESS)
+    made.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    made.add_argument("--rounds", type=int, default=20, help=argparse.SUPPRESS)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parse = parser()
+    args = parse.parse_args(arguments)
+    names = [job.name for job in JOBS]
+    if unknown := set(args.only or ()) - set(names):
+        parse.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    if args.dry_run:
+        sys.stdout.writelines(f"{job.name:24} {job.limit_s:4} s at most  {job.what}\n" for job in JOBS)
+        return 0
+    if not torch.cuda.is_available():
+        sys.stderr.write("gpu-check: no NVIDIA GPU here; run it on a CUDA machine (--dry-run lists the parts)\n")
+        return 2
+    if args.part:
+        from .parts import run_part  # Triton, and what measures
+
+        return run_part(args.part, args.rows, args.rounds)
+    args.output.mkdir(parents=True, exist_ok=True)
+    state_file = args.output / "state.json"
+    source = state_file if state_file.exists() else args.resume
+    state: dict[str, Any] = json.loads(source.read_text()) if source else {}
+    return check([job for job in JOBS if not args.only or job.name in args.only], state, args.output, bool(args.only))
+
+
+def check(jobs: Sequence[Job], state: dict[str, Any], folder: Path, again: bool = False) -> int:
+    """Run parts that are not done; 1 where one failed."""
+    began = time.monotonic()
+    for job in jobs:
+        if not again and state.get(job.name, {}).get("status") in ("done", "failed", "left out"):
+            continue
+        left = TOTAL_S - (time.monotonic() - began)
+        if left < LEAST_S:
+            sys.stdout.write("gpu-check: the time is up; the same command goes on with what is left\n")
+            break
+        sys.stdout.write(f"{job.name}: {job.what} ...\n")
+        sys.stdout.flush()
+        state[job.name] = found = run(job, min(job.limit_s, left), folder / "log.txt")
+        sys.stdout.write(f"{job.name}: {found['status']} after {found['seconds']} s, {len(found['rows'])} rows\n")
+        if found["status"] != "done":
+            sys.stdout.write(found["tail"] + "\n")
+        rows = [row for part in state.values() for row in part["rows"]]
+        (folder / "state.json").write_text(json.dumps(state))
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "table.txt").write_text(table(rows))
+    sys.stdout.write(table([row for part in state.values() for row in part["rows"]]))
+    missing = [job.name for job in jobs if job.name not in state]
+    wrong = [name for name, part in state.items() if part["status"] in ("failed", "stopped")]
+    sys.stdout.write(f"not run: {', '.join(missing) or 'none'}; failed or stopped: {', '.join(wrong) or 'none'}\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

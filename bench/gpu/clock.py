@@ -1,0 +1,71 @@
+"""Times of calls that a graph replays, by the device's own events, subjects in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from prosparse.engine.graph import CudaGraph
+
+from ..clock import Timing
+
+AHEAD = 400_000  # cycles: a fifth of a millisecond
+Call = Callable[[int], object]  # with the number of the call
+
+
+class Clock(Protocol):
+    """Records calls and times them."""
+
+    def record(self, call: Call, calls: int) -> Callable[[], object]:
+        """What makes so many calls again, one after the other."""
+
+    def time(self, function: Callable[[], object]) -> float:
+        """Microseconds that the device takes for what a function asks of it."""
+
+
+class CudaClock:
+    """Of the current CUDA device."""
+
+    def record(self, call: Call, calls: int) -> Callable[[], object]:
+        kept: list[object] = []  # results stay alive, so that no call writes where another one did
+
+        def all_calls() -> None:
+            kept[:] = [call(number) for number in range(calls)]
+
+        graph = CudaGraph(torch.cuda.graph_pool_handle())
+        graph.capture(all_calls)
+
+        def replay() -> list[object]:
+            graph.replay()
+            return kept
+
+        return replay
+
+    def time(self, function: Callable[[], object]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(AHEAD)  # meanwhile the host asks for the rest, so that its time is not in between
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) * 1e3
+
+
+def in_turns(clock: Clock, recorded: Mapping[str, tuple[Callable[[], object], int]], rounds: int) -> dict[str, Timing]:
+    """Microseconds of a single call of each subject: A B C A B C ...
+
+    Args:
+        clock: whose.
+        recorded: by name what makes calls, and how many.
+        rounds: timed ones, after one that is not.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in recorded}
+    for number in range(rounds + 1):
+        for name, (function, calls) in recorded.items():
+            us = clock.time(function) / calls
+            if number:
+                samples[name].append(us)
+    return {name: Timing(np.array(us)) for name, us in samples.items()}

@@ -1,0 +1,162 @@
+"""Whole tokens: dense and exact as one graph each and op by op, their energy, and transformers beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from prosparse.config import ModelConfig
+from prosparse.engine.graph import Steps
+from prosparse.engine.load import assemble
+from prosparse.kernels.tally import NONZERO, new_tally
+from prosparse.model.cache import KVCache
+from prosparse.model.decoder import Decoder
+from prosparse.model.step import DeviceStep
+from prosparse.placement import choose
+from prosparse.weights.synthetic import Knobs, synthetic_weights, walk
+
+from ..check import FLIPS, require_close
+from ..clock import Timing
+from ..modes import gated_blocks, in_mode
+from .clock import in_turns
+from .energy import joules
+from .ops import SPARSITY
+from .subjects import Setting
+
+START, CONTEXT = 512, 1024  # where timed tokens begin, and the room of the cache
+TOKENS = 5  # times the rounds of an op
+GRAPH = "mode dense as a graph, over the same weights in the same run"
+ENERGY_S = 1.5  # of decoding while the energy counter of the board, which moves every tenth of a second, runs on
+
+
+def tokens(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> Mapping[str, Callable[[], None]]:
+    return {f"tokens {fmt}": functools.partial(_ours, setting, shape, config, fmt)}
+
+
+def beside(
+    compiled: bool, setting: Setting, shape: str, config: ModelConfig, fmt: str
+) -> Mapping[str, Callable[[], None]]:
+    """transformers, eager or compiled, beside our dense graph."""
+    how = "compile" if compiled else "eager"
+    return {f"transformers {how} {fmt}": functools.partial(_theirs, setting, shape, config, fmt, compiled)}
+
+
+class Subject:
+    """A decoder with a cache that is full up to `START` and steps over it."""
+
+    def __init__(self, setting: Setting, decoder: Decoder) -> None:
+        config, self.decoder = decoder.config, decoder
+        dtype = torch.float32 if decoder.lm_head.format == "fp32" else torch.bfloat16
+        self.cache = KVCache(config, 1, decoder.context, dtype, decoder.device)
+        self.start = min(START, decoder.context // 2)
+        for part in (self.cache.keys, self.cache.values):
+            part.normal_(generator=torch.Generator(decoder.device).manual_seed(0))
+        self.steps = Steps(decoder, self.cache, DeviceStep, setting.new_graph)
+        self.tally = new_tally(decoder.device, config.layers)
+        self.at = 0
+
+    def begin(self) -> None:
+        """Go back to the first timed token."""
+        self.at = self.start
+        if not self.steps.begin(torch.tensor([5]), (0,), (self.start,)):
+            raise RuntimeError("no graph was made; the log says why")
+
+    def graph(self) -> None:
+        """One token."""
+        if self.at == self.decoder.context:
+            self.begin()
+        self.steps.launch()
+        self.at += 1
+
+    def op_by_op(self) -> torch.Tensor:
+        """The same token at the start again, launched from the host."""
+        ids = torch.tensor([[5]], device=self.decoder.device)
+        hidden = self.decoder.decode(ids, (0,), (self.start,), self.cache, self.tally)
+        return self.decoder.logits(hidden)
+
+    def read(self, done: list[list[float]], positions: float) -> float:
+        """Bytes of a token whose FFNs did this, with so many positions in the cache."""
+        keys = self.cache.keys
+        found = self.decoder.lm_head.nbytes + 2 * keys[:, 0, :, 0].numel() * keys.element_size() * positions
+        for (attention, ffn), own in zip(gated_blocks(self.decoder), done, strict=True):
+            found += attention.qkv.nbytes + attention.o.nbytes + ffn.bytes_read(1, own)  # type: ignore[arg-type]
+        return found
+
+
+def _model(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> tuple[Decoder, Knobs]:
+    config = dataclasses.replace(config, max_position=max(config.max_position, CONTEXT))
+    tensors, knobs = synthetic_weights(config, fmt, SPARSITY.get(shape, 0.88), device=setting.device)
+    return assemble(config, tensors, choose(config, "dense"), min(CONTEXT, config.max_position)), knobs
+
+
+def _ours(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> None:
+    decoder, knobs = _model(setting, shape, config, fmt)
+    subjects = {mode: Subject(setting, in_mode(decoder, mode)) for mode in ("dense", "exact")}
+    for subject in subjects.values():
+        subject.begin()
+        subject.graph()
+    expected = subjects["dense"].op_by_op()
+    for mode, subject in subjects.items():
+        require_close(f"a token of mode {mode}", subject.steps.logits.cpu(), expected.cpu(), config.hidden, FLIPS)
+        subject.begin()
+        subject.steps.tally.zero_()
+    rounds = TOKENS * setting.rounds
+    recorded: dict[str, tuple[Callable[[], object], int]] = {m: (s.graph, 1) for m, s in subjects.items()}
+    probed = {"probe": (setting.probed, setting.PROBES)}
+    timings = in_turns(setting.clock, {**recorded, **probed}, rounds)
+    launched = rounds + 1
+    done = {mode: (subject.steps.tally.double() / launched).tolist() for mode, subject in subjects.items()}
+    host = {mode: (subject.op_by_op, 1) for mode, subject in subjects.items()}
+    slow = in_turns(setting.clock, {**host, **probed}, setting.rounds)
+    for mode, subject in subjects.items():
+        zeros = 1 - sum(own[NONZERO] for own in done[mode]) / (config.layers * config.neurons)
+        labels = {
+            "shape": shape, "mode": mode, "weights": fmt, "layers": config.layers, "synthetic": knobs.as_dict(),
+            "activation_sparsity": round(zeros, 4), "context": decoder.context,
+        }  # fmt: skip
+        spent = joules(subject.graph, timings[mode].median, ENERGY_S if setting.rounds > 1 else 0.0, setting.device)
+        read = subject.read(done[mode], subject.start + launched / 2)
+        note = "one CUDA graph a token"
+        write(setting, timings, mode, read, "dense", GRAPH, note=note, joules_per_token=spent, **labels)
+        read = subject.read(done[mode], subject.start)
+        write(setting, slow, mode, read, "none", GRAPH, note="op by op, without a graph", **labels)
+
+
+def write(
+    setting: Setting, timings: dict[str, Timing], name: str, read: float, base: str, against: str, **labels: Any
+) -> None:
+    """The row of a token."""
+    us = timings[name].median
+    speed = {"tokens_per_s": round(1e6 / us, 1), "tpot_ms": round(us / 1e3, 4)}
+    setting.row(timings, name, read, base, against, subject="decode", **speed, **labels)
+
+
+def _theirs(setting: Setting, shape: str, config: ModelConfig, fmt: str, compiled: bool) -> None:
+    from ..with_transformers import Transformers  # seconds of imports, for those who ask for it
+
+    decoder, knobs = _model(setting, shape, config, fmt)
+    ours = Subject(setting, decoder)
+    ours.begin()
+    other = Transformers(decoder, decoder.context, compiled)
+    ids = walk(config.vocab, ours.start + 1).to(setting.device)
+    other.prefill(ids[:-1])
+    for _ in range(3):  # compiles, and then records a graph of its own
+        other.decode(ids[-1:], ours.start)
+    calls: dict[str, tuple[Callable[[], object], int]] = {
+        "dense": (ours.graph, 1),
+        "theirs": (lambda: other.decode(ids[-1:], ours.start), 1),
+        "probe": (setting.probed, setting.PROBES),
+    }
+    timings = in_turns(setting.clock, calls, setting.rounds)
+    labels = {
+        "shape": shape, "weights": fmt, "layers": config.layers, "synthetic": knobs.as_dict(),
+        "context": decoder.context, "mode": "transformers-compile" if compiled else "transformers-eager",
+        "note": other.note,
+    }  # fmt: skip
+    read = other.nbytes + ours.read([[0.0] * 4] * config.layers, ours.start) - decoder.lm_head.nbytes
+    read -= sum(a.qkv.nbytes + a.o.nbytes + f.gate.nbytes for a, f in gated_blocks(decoder))
+    write(setting, timings, "theirs", read, "dense", GRAPH, **labels)

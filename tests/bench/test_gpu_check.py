@@ -1,0 +1,149 @@
+"""What `make gpu-check` does around its measurements: parts, limits, state, the table, and no GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+
+import pytest
+import torch
+
+from prosparse.bench.gpu import check, energy
+from prosparse.bench.gpu.check import JOBS, Job, main
+from prosparse.bench.gpu.report import HEAD, table
+from prosparse.bench.row import make_row
+
+ROW = make_row(
+    subject="decode", shape="minicpm-s-1b", mode="exact", weights="bf16", activation_sparsity=0.88, p10_us=1000.0,
+    bytes=10**9, fraction_of_floor=0.5, dense_ratio=1.2, tokens_per_s=900.0, note="one CUDA graph a token",
+    joules_per_token=0.25,
+)  # fmt: skip
+
+
+def python(code):
+    return ("-c", code)
+
+
+def test_without_a_gpu_it_says_so(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["-o", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == (
+        "gpu-check: no NVIDIA GPU here; run it on a CUDA machine (--dry-run lists the parts)\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_lists_every_part(capsys):
+    assert main(["--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [job.name for job in JOBS]
+    with pytest.raises(SystemExit):
+        main(["--only", "nothing"])
+
+
+def test_parts_have_names_of_their_own_and_fit():
+    names = [job.name for job in JOBS]
+    assert len(set(names)) == len(names) and all(job.limit_s <= check.TOTAL_S for job in JOBS)
+    assert set(check.WARM) <= set(names)
+    for job in JOBS:
+        for path in (part for command in job.commands for part in command if part.startswith("tests/")):
+            assert (check.ROOT / path).exists(), path
+
+
+def test_a_part_that_fails_or_hangs_leaves_its_rows_and_the_others(tmp_path, capsys):
+    row = json.dumps(ROW)
+    writes = f"import sys; open(sys.argv[1], 'a').write({row!r} + chr(10))"
+    jobs = [
+        Job("fine", 30, "writes", ((*python(writes), "{rows}"), python("print('beside')"))),
+        Job("broken", 30, "fails", (python("print('FAILED tests/x.py::y - because'); raise SystemExit(3)"),)),
+        Job("slow", 2, "hangs", ((*python(writes + "; import time; time.sleep(60)"), "{rows}"),)),
+        Job("missing", 30, "needs a tool", (python("1"),), ("no-such-tool",)),
+    ]
+    state: dict = {}
+    assert check.check(jobs, state, tmp_path) == 1
+    assert [part["status"] for part in state.values()] == ["done", "failed", "stopped", "left out"]
+    assert state["broken"]["tail"] == "FAILED tests/x.py::y - because"
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert rows == [ROW, ROW] and (tmp_path / "table.txt").read_text() == table(rows)
+    assert "beside" in (tmp_path / "log.txt").read_text()
+    assert "not run: none; failed or stopped: broken, slow" in capsys.readouterr().out
+    assert json.loads((tmp_path / "state.json").read_text()) == state
+
+
+def test_what_is_done_is_not_done_again_and_the_time_ends(tmp_path, capsys, monkeypatch):
+    jobs = [Job(name, 30, name, (python("raise SystemExit('run again')"),)) for name in ("one", "two", "three")]
+    state = {"one": {"status": "done", "rows": [ROW], "seconds": 1.0, "tail": ""}}
+    monkeypatch.setattr(check, "TOTAL_S", check.LEAST_S - 1)
+    assert check.check(jobs, state, tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "the time is up" in out and "not run: two, three" in out
+    monkeypatch.setattr(check, "TOTAL_S", 500)
+    assert check.check(jobs[:2], state, tmp_path) == 1
+    assert state["one"]["status"] == "done" and state["two"]["status"] == "failed"
+    assert check.check(jobs[:1], state, tmp_path, again=True) == 1
+    assert state["one"]["status"] == "failed"
+
+
+def test_state_of_another_machine_is_taken_over(tmp_path, monkeypatch):
+    state = {job.name: {"status": "done", "rows": [], "seconds": 1.0, "tail": ""} for job in JOBS}
+    (tmp_path / "before.json").write_text(json.dumps(state))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert main(["-o", str(tmp_path / "out"), "--resume", str(tmp_path / "before.json")]) == 0
+
+
+def test_the_table_is_short():
+    other = {**ROW, "subject": "linear", "part": "qkv", "tokens_per_s": None, "joules_per_token": None, "note": None}
+    text = table([ROW, other, {**other, "bytes": 0, "dense_ratio": None, "shape": None, "weights": None}])
+    assert text.startswith(HEAD) and len(text.splitlines()) == 4 and max(map(len, text.splitlines())) < 140
+    assert "decode 1B graph" in text and "900 tokens/s, 0.250 J" in text and "1000" in text
+    assert table([]) == "no rows\n"
+
+
+class Board:
+    """NVML as far as it is asked."""
+
+    def __init__(self, wrong=0):
+        self.wrong, self.spent = wrong, 0
+
+    def nvmlInit_v2(self):
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid, handle):
+        assert uuid == b"GPU-abc"
+        return 0
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle, value):
+        self.spent += 4000
+        value._obj.value = self.spent
+        return self.wrong
+
+
+def test_energy_by_the_counter_of_the_board(monkeypatch):
+    @dataclasses.dataclass
+    class Properties:
+        uuid: str = "abc"
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    device, board = torch.device("cuda"), Board()
+    read = energy.counter(device, lambda name: board)
+    assert read is not None and (read(), read()) == (8000, 12000)
+    assert energy.counter(device, lambda name: Board(wrong=3)) is None
+
+    def refuse(name):
+        raise OSError(name)
+
+    assert energy.counter(device, refuse) is None
+    monkeypatch.setattr(energy, "counter", lambda device: read)
+    calls: list[int] = []
+    assert energy.joules(lambda: calls.append(1), 100_000.0, 1.0, device) == pytest.approx(0.4)
+    assert len(calls) == 10
+    assert energy.joules(lambda: None, 1.0, 1.0, torch.device("cpu")) is None
+
+
+def test_this_python_runs_the_parts():
+    """The module that a part's process imports, and its name, are those of the table."""
+    measuring = {job.name for job in JOBS if "--rows" in job.commands[0]}
+    pytest.importorskip("triton")
+    assert measuring == set(importlib.import_module("prosparse.bench.gpu.parts").PARTS)

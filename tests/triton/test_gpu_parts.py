@@ -1,0 +1,98 @@
+"""Every part of `make gpu-check` that measures, at sizes of nothing and by the host's clock.
+
+What runs on a GPU runs here: on one, or in the interpreter's process (see `test_interpreted`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+
+import pytest
+import torch
+from steps_by_hand import CalledAgain
+from triton_backend import gpu_backends
+
+from prosparse.bench.row import KEYS
+from prosparse.config.shapes import shape
+from prosparse.weights.synthetic import matrices
+
+if not gpu_backends():
+    pytest.skip("needs a GPU or Triton's interpreter", allow_module_level=True)
+
+from prosparse.bench.gpu import ops, parts, subjects, tokens, variants  # noqa: E402
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CONFIG = dataclasses.replace(
+    shape("tiny"), layers=1, hidden=32, neurons=48, heads=2, kv_heads=1, head_dim=16, vocab=40, max_position=64
+)
+
+
+class HostClock:
+    """Calls again what was recorded, and looks at the host's clock."""
+
+    def record(self, call, calls):
+        return lambda: [call(number) for number in range(min(calls, 2))]
+
+    def time(self, function):
+        began = time.perf_counter()
+        function()
+        return (time.perf_counter() - began) * 1e6
+
+
+@pytest.fixture
+def setting(monkeypatch, caplog):
+    monkeypatch.setattr(matrices, "BLOCK", 1_048_583)
+    monkeypatch.setattr(tokens, "TOKENS", 1)
+    monkeypatch.setattr(ops, "CONTEXTS", (32,))
+    monkeypatch.setattr(variants, "ROWS", variants.ROWS[:1])
+    monkeypatch.setattr(variants, "DOWNS", variants.DOWNS[:1])
+    monkeypatch.setattr(variants, "ATTENDS", variants.ATTENDS[:1])
+    monkeypatch.setattr(variants, "PROGRAMS", variants.PROGRAMS[:1])
+    caplog.set_level(logging.INFO)
+    rows = []
+    here = {"device": torch.device("cpu"), "clock": HostClock(), "new_graph": CalledAgain} if INTERPRETED else {}
+    made = subjects.Setting(rows.append, rounds=1, cold=2**16, **here)
+    made.rows = rows
+    return made
+
+
+@pytest.mark.parametrize(
+    ("measure", "fmt"),
+    [(ops.ops, "bf16"), (tokens.tokens, "int8"), (variants.variants, "bf16")],
+    ids=["ops", "tokens", "variants"],
+)
+def test_nothing_fails(setting, measure, fmt, caplog):
+    todo = dict(measure(setting, "minicpm-s-1b", CONFIG, fmt))
+    assert subjects.each(todo), caplog.text
+    assert setting.rows and all(tuple(row) == KEYS for row in setting.rows)
+    assert {row["device"] for row in setting.rows} == {"cuda"} and {row["weights"] for row in setting.rows} >= {fmt}
+    assert not [record for record in caplog.records if "Error" in record.message], caplog.text
+
+
+def test_the_environment_and_zeros(setting, caplog):
+    assert parts.environment(setting)
+    assert [row["mode"] for row in setting.rows] == ["read", "empty launch in a graph"]
+    assert '"triton"' in caplog.text
+    (name, measure), *_ = ops.ffns(setting, "minicpm-s-1b", CONFIG, "bf16").items()
+    assert name == "ffn bf16 at 0.0" and subjects.each({name: measure}), caplog.text
+    assert {row["mode"] for row in setting.rows[2:]} == {"cublas", "dense", "exact"}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_transformers_beside(setting, compiled, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    assert subjects.each(tokens.beside(compiled, setting, "minicpm-s-1b", CONFIG, "bf16")), caplog.text
+    (row,) = setting.rows
+    assert row["mode"] == ("transformers-compile" if compiled else "transformers-eager") and row["bytes"] > 0
+
+
+def test_what_fails_is_said_and_the_others_go_on(setting, caplog):
+    def fail():
+        raise RuntimeError("out of something")
+
+    ran = []
+    assert not subjects.each({"first": fail, "second": lambda: ran.append(1)}) and ran == [1]
+    assert "first FAILED: RuntimeError: out of something" in caplog.text
