@@ -15,7 +15,8 @@ GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 TORCH ?= $(if $(GPU),torch==2.11.0,torch==2.13.0)
 
 RUN_NEEDS := torch numpy transformers tokenizers safetensors setuptools
-TEST_NEEDS := $(if $(filter setup test test-gpu sanitize,$(MAKECMDGOALS)),pytest hypothesis triton)
+TEST_NEEDS := $(if $(filter setup test sanitize,$(MAKECMDGOALS)),pytest hypothesis triton) \
+	$(if $(filter test-gpu gpu-check,$(MAKECMDGOALS)),pytest triton)
 LINT_NEEDS := $(if $(filter setup lint,$(MAKECMDGOALS)),ruff mypy)
 
 # PY counts when given on the command line or in the environment. find_spec looks without importing.
@@ -42,7 +43,7 @@ SOURCES := setup.py $(wildcard kernels/cpu/csrc/*)
 PACKAGING := setup.py $(wildcard pyproject.toml) constraints.txt
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo test lint test-gpu bench sanitize clean
+.PHONY: help setup demo test lint test-gpu gpu-check bench sanitize clean
 
 help: ## list the verbs
 	@printf 'usage: make VERB [PY=python3] [TORCH=torch==2.13.0] [ARGS="..."]\n\n'
@@ -67,6 +68,9 @@ lint: $(DEV_READY) ## check style and types
 test-gpu: $(DEV_READY) $(EXTENSION) ## run the tests, those that need an NVIDIA GPU included
 	@if [ -z "$(GPU)" ]; then echo 'test-gpu: no NVIDIA GPU here (nvidia-smi -L fails); run it on a CUDA machine' >&2; exit 2; fi
 	PROSPARSE_TEST_GPU=1 $(PYTHON) -m pytest $(ARGS)
+
+gpu-check: $(if $(GPU),$(DEV_READY)) ## measure all that only a GPU can say, in parts of one command; ARGS="--only PART -o DIR" and the like
+	$(PYTHON) -m prosparse.bench.gpu.check $(ARGS)
 
 bench: $(RUN_READY) $(EXTENSION) ## measure dense against sparse on this machine; ARGS="--quick -o FILE" and the like
 	$(PYTHON) -m prosparse.bench $(ARGS)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .layout import matrices
-from .rows import decode, load_rows
+from .rows import decode, load_rows, planes_of, shrunk
 
 
 @triton.jit
@@ -18,14 +18,18 @@ def embed_kernel(
     STEP: tl.constexpr, SCALES: tl.constexpr,
 ):  # fmt: skip
     """One token."""
-    PLANES: tl.constexpr = 8 if FORMAT == "int4" else 1
     token = tl.program_id(0) + tl.arange(0, 1)
     row = tl.load(id_ptr + token)
-    codes, scale = load_rows(codes_ptr, scales_ptr, distance, row, row >= 0, HIDDEN, FORMAT, UNITS, V, STEP, SCALES)
-    unit = tl.arange(0, UNITS)[:, None, None]
-    for plane in tl.static_range(PLANES):
-        column = (unit * PLANES + plane) * V + tl.arange(0, V)[None, None, :]
-        value = decode(codes, plane, FORMAT)
+    codes, scale, magic = load_rows(
+        codes_ptr, scales_ptr, distance, row, row >= 0, HIDDEN, FORMAT, UNITS, V, STEP, SCALES
+    )
+    unit, lane = tl.arange(0, UNITS)[:, None, None], tl.arange(0, V)[None, None, :]
+    for plane in tl.static_range(planes_of(FORMAT)):
+        if FORMAT == "int8":
+            column = (unit * V + lane) * 4 + plane
+        else:
+            column = (unit * planes_of(FORMAT) + plane) * V + lane
+        value = decode(codes, magic, plane, FORMAT) * shrunk(plane, FORMAT)
         if FORMAT != "float":
             value = value * scale[:, :, None]
         tl.store(y_ptr + token[None, :, None] * HIDDEN + column, value * factor, mask=column < HIDDEN)
@@ -37,7 +41,7 @@ def embed_kernel(
 
 def launch(ids: Tensor, table: Tensor, columns: int, factor: float, tickets: Tensor) -> Tensor:
     """Embeddings of ids [tokens] int64 times a factor, [tokens, columns] float32; zeroes tickets [n] int32."""
-    weights = matrices(columns, table)
+    weights = matrices(columns, table).words
     y = torch.empty(len(ids), columns, dtype=torch.float32, device=ids.device)
     embed_kernel[(len(ids),)](
         ids, *weights.pointers[0], y, tickets, factor, tickets.numel(), TICKETS=1024, num_warps=4, **weights.row

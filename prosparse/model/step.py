@@ -54,10 +54,11 @@ class DeviceStep:
     """
 
     def __init__(self, decoder: Decoder, cache: KVCache, tally: Tensor, sequences: int) -> None:
-        from prosparse.kernels.triton import decode_layers, embed, linear  # Triton need not be installed
+        from prosparse.kernels.triton import argmax, decode_layers, embed, linear  # Triton need not be installed
 
         assert decoder.final_norm is not None, "a step without final norm is refused by `unfit`"
         self._launch, self._embed, self._linear = decode_layers, embed.launch, linear.launch
+        self._argmax = argmax.launch
         self._decoder, self._tally = decoder, tally
         device, config = decoder.device, decoder.config
         self.ids = torch.zeros(sequences, dtype=torch.int64, device=device)
@@ -88,5 +89,7 @@ class DeviceStep:
             else:
                 residual = ffn.decode(residual, self._tally[layer])
         self.logits = self._linear(residual, decoder.lm_head.codes, (self._final_norm, eps))
-        torch.max(self.logits, dim=-1, out=(self.peaks, self.ids))
+        ids, peaks = self._argmax(self.logits)
+        self.ids.copy_(ids)
+        self.peaks.copy_(peaks)
         self.starts.add_(1)
