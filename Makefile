@@ -16,7 +16,7 @@ TORCH ?= $(if $(GPU),torch==2.11.0,torch==2.13.0)
 
 RUN_NEEDS := torch numpy transformers tokenizers safetensors setuptools
 TEST_NEEDS := $(if $(filter setup test sanitize,$(MAKECMDGOALS)),pytest hypothesis triton) \
-	$(if $(filter test-gpu gpu-check,$(MAKECMDGOALS)),pytest triton)
+	$(if $(filter test-gpu,$(MAKECMDGOALS)),pytest triton) $(if $(filter gpu-check,$(MAKECMDGOALS)),triton)
 LINT_NEEDS := $(if $(filter setup lint,$(MAKECMDGOALS)),ruff mypy)
 
 # PY counts when given on the command line or in the environment. find_spec looks without importing.
@@ -50,7 +50,7 @@ help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@printf '\nPY     an interpreter to use as it is if it has every dependency, else to make $(VENV) from\n'
 	@printf 'TORCH  the torch to install; without a GPU, point pip at the CPU builds or several GB of CUDA come along\n'
-	@printf 'ARGS   passed on to pytest (test, test-gpu, sanitize) or to the benchmark (bench)\n'
+	@printf 'ARGS   passed on to pytest (test, test-gpu, sanitize) or to the benchmark (bench, gpu-check)\n'
 
 setup: $(DEV_READY) $(EXTENSION) ## install everything that demo, test and lint need into .venv
 
@@ -69,7 +69,7 @@ test-gpu: $(DEV_READY) $(EXTENSION) ## run the tests, those that need an NVIDIA 
 	@if [ -z "$(GPU)" ]; then echo 'test-gpu: no NVIDIA GPU here (nvidia-smi -L fails); run it on a CUDA machine' >&2; exit 2; fi
 	PROSPARSE_TEST_GPU=1 $(PYTHON) -m pytest $(ARGS)
 
-gpu-check: $(if $(GPU),$(DEV_READY)) ## measure all that only a GPU can say, in parts of one command; ARGS="--only PART -o DIR" and the like
+gpu-check: $(if $(GPU),$(DEV_READY)) ## measure and test what only a GPU can say, in parts; ARGS="--only PART -o DIR" and the like
 	$(PYTHON) -m prosparse.bench.gpu.check $(ARGS)
 
 bench: $(RUN_READY) $(EXTENSION) ## measure dense against sparse on this machine; ARGS="--quick -o FILE" and the like

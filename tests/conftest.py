@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,8 +66,16 @@ def compiled_backends() -> list[str]:
     return found
 
 
+# A GPU machine may have no more than pytest beside what running needs.
+collect_ignore = [] if find_spec("hypothesis") else [
+    str(path) for path in Path(__file__).parent.rglob("test_*.py") if "hypothesis import" in path.read_text()
+]  # fmt: skip
 COMPILED = compiled_backends()
 torch.set_num_threads(1)  # inputs are tiny, and a pool of threads waits for its slowest core; `threads` tests use more
+
+
+def pytest_report_header() -> list[str]:
+    return [f"without hypothesis: {Path(path).name} is left out" for path in collect_ignore]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
