@@ -32,3 +32,25 @@ def test_exact_writes_what_dense_writes():
     ]
     assert results[0].token_ids == results[1].token_ids
     assert results[1].stats["activation_sparsity"]["mean"] > 0.9
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "seed": 5}], ids=["greedy", "drawn"])
+def test_graphs_write_what_the_cpu_writes(options, caplog):
+    """Several sequences that end at different times, in graphs of one and of two."""
+    prompts = [PROMPT, "One day"]
+    texts = []
+    for device in ("cpu", "cuda"):
+        engine = prosparse.load(weights="fp32", device=device)
+        assert (engine._pool is not None) == (device == "cuda")
+        texts.append([result.text for result in engine.generate(prompts, max_new_tokens=24, stop=(" and",), **options)])
+    assert texts[0] == texts[1]
+    assert "no CUDA graph" not in caplog.text
+
+
+def test_memory_stays_what_it_was():
+    engine = prosparse.load(device="cuda")
+    engine.generate(PROMPT, max_new_tokens=8, ignore_eos=True)
+    held = torch.cuda.memory_allocated()
+    for tokens in (8, 200):
+        engine.generate(PROMPT, max_new_tokens=tokens, ignore_eos=True)
+        assert torch.cuda.memory_allocated() == held
