@@ -21,7 +21,7 @@ from .quality import compare_quality
 from .row import Row
 
 Case = Callable[..., list[Row]]  # called with progress=
-ONE, SEVEN = "minicpm-s-1b", "prosparse-llama-2-7b"
+ONE, SEVEN, OPT = "minicpm-s-1b", "prosparse-llama-2-7b", "opt-6.7b"
 OTHERS = Run(tg=64, against=("transformers-eager", "transformers-compile"))
 
 
@@ -31,7 +31,8 @@ def _generate(*arguments: Any, **options: Any) -> list[Row]:
     return compare_generate(*arguments, **options)
 
 
-# 0.88 is MiniCPM-S-1B's published activation sparsity, 0.89 that of ProSparse-LLaMA-2-7B
+# 0.88 is MiniCPM-S-1B's published activation sparsity, 0.89 that of ProSparse-LLaMA-2-7B, 0.97 that of OPT (96 to 98 %:
+# Song et al., "PowerInfer", 2023)
 CASES: dict[str, Case] = {
     "decode-1b-bf16": partial(compare, ONE, 0.88, weights="bf16", run=Run(tg=128)),
     "decode-1b-int8": partial(compare, ONE, 0.88, weights="int8", run=Run(tg=128)),
@@ -40,6 +41,8 @@ CASES: dict[str, Case] = {
     "decode-7b-bf16": partial(compare, SEVEN, 0.89, weights="bf16", run=Run(tg=32)),
     "decode-7b-int8": partial(compare, SEVEN, 0.89, weights="int8", run=Run(tg=48)),
     "decode-7b-int4": partial(compare, SEVEN, 0.89, weights="int4", run=Run(tg=64)),
+    "decode-opt-bf16": partial(compare, OPT, 0.97, weights="bf16", run=Run(tg=32)),
+    "decode-opt-int4": partial(compare, OPT, 0.97, weights="int4", run=Run(tg=64)),
     "ffn-1b-bf16": partial(compare_ffn, ONE, weights="bf16", calls=300),
     "ffn-1b-int8": partial(compare_ffn, ONE, weights="int8", calls=300),
     "ffn-1b-int4": partial(compare_ffn, ONE, weights="int4", calls=300),
@@ -57,6 +60,7 @@ CASES: dict[str, Case] = {
     "predictors-1b-bf16": partial(compare_predictors, ONE, 0.88, weights="bf16"),
     "predictors-1b-int8": partial(compare_predictors, ONE, 0.88, weights="int8"),
     "predictors-embedded": compare_embedded,
+    "predictors-opt-bf16": partial(compare_predictors, OPT, 0.97, weights="bf16"),
     "load-1b": compare_load,
     "generate-1b-bf16": partial(_generate, ONE, 0.88, weights="bf16"),
     "quality-embedded": compare_quality,

@@ -13,15 +13,49 @@ from prosparse.kernels import cpu
 from prosparse.kernels.activation import Activation
 from prosparse.kernels.glu_dense import glu_dense, glu_dense_reference
 from prosparse.kernels.glu_exact import glu_exact
+from prosparse.kernels.plain_dense import plain_dense, plain_dense_reference
+from prosparse.kernels.plain_exact import plain_exact
 from prosparse.kernels.tally import new_tally
 from prosparse.kernels.weight import Weight
 from prosparse.model.decoder import FFN, Decoder
+from prosparse.sparsity import ExpertsFFN, PlainFFN
+from prosparse.sparsity.ffn import GatedFFN
 
 OPS = {"dense": glu_dense, "exact": glu_exact}
+PLAIN_OPS = {"dense": plain_dense, "exact": plain_exact}
 MARGIN = 1e-5  # of a pre-activation: ten times what summing 8192 products in another order moves it by
 PACKED_MARGIN = 1.5e-4  # of one of packed weights, which meet x in 16-bit fixed point: six standard deviations
 FIXED_POINT = 1e-3  # of an output: what 16-bit fixed point may do, its constant channel being 40 times the others
+# Of an output, L2: a prefill rounds h and y to the format of its GEMM, bf16 for packed weights.
+PREFILLED = {"fp32": 0.0, "fp16": 2e-3, "bf16": 1.6e-2, "int8": 1.6e-2, "int4": 1.6e-2}
 FLIPS = 0.05  # what a few neurons that flip at a jump of the activation can do to logits, L2
+
+
+def check_block(mode: str, ffn: FFN) -> None:
+    """Compare the op of an FFN block with its meaning; experts, whose ops depend on the token, with their prefill.
+
+    Raises:
+        MachineError: the op is wrong.
+    """
+    if isinstance(ffn, GatedFFN):
+        check_ffn(mode, ffn.gate, ffn.up, ffn.down, ffn.activation, clear_input(ffn.gate, ffn.activation))
+    elif isinstance(ffn, PlainFFN):
+        check_plain(mode, ffn)
+    else:
+        assert isinstance(ffn, ExpertsFFN), "every block is one of these"
+        residual = torch.randn(1, ffn.gate.shape[1], generator=torch.Generator().manual_seed(0))
+        decoded, prefilled = ffn.decode(residual, new_tally("cpu")), ffn.prefill(residual)
+        require_close("a step of experts", decoded, prefilled, sum(ffn.gate.shape), PREFILLED[ffn.gate.format])
+
+
+def check_plain(mode: str, ffn: PlainFFN) -> None:
+    """The same for the op of an FFN without up projection."""
+    x, act, tally = clear_input(ffn.gate, ffn.activation), ffn.activation, new_tally("cpu")
+    own = (ffn.gate, ffn.gate_bias, ffn.down, ffn.down_bias)
+    codes = (ffn.gate.codes, ffn.gate_bias, ffn.down.codes, ffn.down_bias)
+    expected = plain_dense_reference(x, *codes, act.code, act.threshold, new_tally("cpu"))
+    slack = FIXED_POINT if ffn.gate.is_packed else 0.0
+    require_close(f"plain_{mode}", PLAIN_OPS[mode](x, *own, act, tally), expected, sum(ffn.gate.shape), slack)
 
 
 def check_ffn(mode: str, gate: Weight, up: Weight, down: Weight, activation: Activation, x: Tensor) -> None:
@@ -105,7 +139,7 @@ def in_lockstep(decoders: Mapping[str, Decoder]) -> Decoder:
     for layer, (attention, _) in enumerate(first.blocks):
         ffns = {mode: decoder.blocks[layer][1] for mode, decoder in decoders.items()}
         blocks.append((attention, Lockstep(layer, ffns, config.hidden + config.neurons)))
-    return Decoder(config, first.embed, blocks, first.final_norm, first.lm_head, first.context)
+    return first.with_blocks(blocks)
 
 
 def require_same_logits(what: str, actual: Tensor, expected: Tensor) -> None:

@@ -56,6 +56,10 @@ def compare_ffn(
         MachineError: not enough memory, or an op is wrong.
     """
     config = shape_named(shape)
+    if not config.gated:
+        raise UserError(
+            f"bench: the ffn subject needs a shape with gated FFNs, and {shape} has others; use the decode subject"
+        )
     if config.activation.on_up:
         raise UserError(
             f"bench: the ffn subject needs a shape without dReLU, and {shape} has it; use the decode subject"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,11 +20,13 @@ from prosparse.engine.stats import activation_sparsity, bytes_per_token
 from prosparse.errors import UserError
 from prosparse.kernels.checks import MAX_ROWS
 from prosparse.model.attention import Attention
-from prosparse.model.decoder import Decoder
+from prosparse.model.decoder import FFN, Decoder
+from prosparse.sparsity import PlainFFN
 from prosparse.sparsity.ffn import GatedFFN
+from prosparse.sparsity.of_layer import PLAIN_OF_MODE
 
 from .adapters import ADAPTERS, adapter_row, check_names, ready
-from .check import check_ffn, clear_input, in_lockstep, require_same_logits
+from .check import check_block, in_lockstep, require_same_logits
 from .clock import Timing, interleave
 from .probe import Probe
 from .progress import Progress, stage
@@ -115,18 +117,33 @@ def in_mode(decoder: Decoder, mode: str) -> Decoder:
     activation = decoder.config.activation
     if mode == "exact" and not activation.makes_zeros:
         raise UserError(f"bench: {activation} makes no exact zeros, so there is no mode exact; use --modes dense")
-    make: Callable[..., GatedFFN] = FFN_OF_MODE[mode]
-    blocks = [
-        (attention, make(f.norm, f.norm_eps, f.gate, f.up, f.down, f.activation, f.scale))
-        for attention, f in gated_blocks(decoder)
-    ]
-    return decoder.with_blocks(blocks)
+    return decoder.with_blocks([(attention, _in_mode(ffn, mode)) for attention, ffn in decoder.blocks])
+
+
+def _in_mode(ffn: FFN, mode: str) -> FFN:
+    if isinstance(ffn, GatedFFN):
+        make: Callable[..., GatedFFN] = FFN_OF_MODE[mode]
+        return make(*gated_parts(ffn))
+    if isinstance(ffn, PlainFFN):
+        return PLAIN_OF_MODE[mode](*plain_parts(ffn))
+    return ffn  # experts are dense: `in_mode` has refused what their activation cannot do
+
+
+def gated_parts(f: GatedFFN) -> tuple[Any, ...]:
+    """What a gated block is made of."""
+    return f.norm, f.norm_eps, f.gate, f.up, f.down, f.activation, f.scale
+
+
+def plain_parts(f: PlainFFN) -> tuple[Any, ...]:
+    """What a block without up projection is made of."""
+    matrices = (f.gate, f.gate_bias, f.down, f.down_bias)
+    return f.norm, f.norm_bias, f.norm_eps, *matrices, f.activation, f.scale, f.post_norm
 
 
 def gated_blocks(decoder: Decoder) -> list[tuple[Attention, GatedFFN]]:
     """The blocks of a decoder made by `assemble`, whose FFNs must all be gated, and without experts."""
     if not decoder.config.gated or decoder.config.experts:
-        raise UserError("bench: times models with one gated FFN in each layer; this one has others")
+        raise UserError("bench: this subject needs one gated FFN in each layer; use --subject decode")
     return cast("list[tuple[Attention, GatedFFN]]", list(decoder.blocks))
 
 
@@ -134,8 +151,7 @@ def check(decoders: dict[str, Decoder], tokens: Tensor, pp: int) -> Tensor:
     """Raise MachineError unless ops, blocks and whole steps agree; returns the logits, [steps * batch, vocab]."""
     first = next(iter(decoders.values()))
     for mode, decoder in decoders.items():
-        _, ffn = gated_blocks(decoder)[0]
-        check_ffn(mode, ffn.gate, ffn.up, ffn.down, ffn.activation, clear_input(ffn.gate, ffn.activation))
+        check_block(mode, decoder.blocks[0][1])
     step_logits(in_lockstep(decoders), tokens, pp)
     expected = step_logits(first, tokens, pp)
     for mode, decoder in list(decoders.items())[1:]:
@@ -149,9 +165,7 @@ def decode_row(
     """The row of one decoder of an interleaved run, in which its timing is called `mode`."""
     timing, config = timings[mode], decoder.config
     sparsity = activation_sparsity(session, config.neurons_per_token)
-    held = sum(
-        a.qkv.nbytes + a.o.nbytes + f.gate.nbytes + f.up.nbytes + f.down.nbytes for a, f in gated_blocks(decoder)
-    )
+    held = sum(a.qkv.nbytes + a.o.nbytes + _held(f) for a, f in decoder.blocks)
     must_read = (bytes_per_token(session, decoder) or 0) * run.batch
     row = make_row(
         subject="decode",
@@ -171,6 +185,11 @@ def decode_row(
     if row["floor_us"] is not None:
         row["floor_tokens_per_s"] = round(1e6 * run.batch / row["floor_us"], 2)
     return row
+
+
+def _held(ffn: Any) -> int:
+    """Bytes of all matrices of a block."""
+    return sum(matrix.nbytes for name in ("gate", "up", "down") if (matrix := getattr(ffn, name, None)) is not None)
 
 
 def prefilled(decoder: Decoder, prompts: Tensor, context: int) -> Session:

@@ -22,9 +22,9 @@ from prosparse.engine.load import assemble
 from prosparse.errors import UserError
 from prosparse.kernels.gate_select import gate_select
 from prosparse.kernels.weight import in_format
-from prosparse.model.decoder import Decoder
+from prosparse.model.decoder import FFN, Decoder
 from prosparse.placement import choose
-from prosparse.sparsity import PredictedFFN, Selector
+from prosparse.sparsity import PlainFFN, PlainPredictedFFN, PredictedFFN, Selector
 from prosparse.sparsity.ffn import GatedFFN
 from prosparse.weights.predictor import LayerPredictor
 from prosparse.weights.synthetic import Knobs, PlantedBases, synthetic_weights, walk
@@ -32,7 +32,7 @@ from prosparse.weights.synthetic import Knobs, PlantedBases, synthetic_weights, 
 from .check import require_same_logits
 from .clock import interleave, speedup
 from .decode import DEFAULT_RUN, fit_layers
-from .modes import CHECKED, Run, decode_row, gated_blocks, in_mode, prefilled, step_logits
+from .modes import CHECKED, Run, decode_row, gated_parts, in_mode, plain_parts, prefilled, step_logits
 from .probe import Probe
 from .progress import Progress, stage
 from .row import Row
@@ -74,7 +74,7 @@ def compare_predictors(
     seen = Recording(decoders["exact"], tokens, run.pp)
     bases = PlantedBases(config.hidden, 0, "cpu")
     choices = {
-        name: [_choice(name, f, bases[i], seen.inputs[i, :, 0].mean()) for i, (_, f) in enumerate(gated_blocks(dense))]
+        name: [_choice(name, f, bases[i], seen.inputs[i, :, 0].mean()) for i, (_, f) in enumerate(dense.blocks)]
         for name in selectors
     }
     shares: dict[str, tuple[float, float]] = {}
@@ -127,7 +127,7 @@ class Recording:
         self.active = torch.zeros(steps, config.layers, config.neurons, dtype=torch.bool)
         self.inputs = torch.zeros(config.layers, steps, config.hidden)
         session = prefilled(decoder, tokens[:, :pp], tokens.shape[1])
-        ffns = [ffn for _, ffn in gated_blocks(decoder)]
+        ffns: list[Any] = [ffn for _, ffn in decoder.blocks]
         for step in range(steps):
 
             def watch(layer: int, residual: Tensor, step: int = step) -> None:
@@ -161,7 +161,7 @@ class Recording:
             selector.guess.offset.numpy()[:] = self._offsets[step, layer]
 
 
-def _choice(name: str, ffn: GatedFFN, basis: Tensor, constant: Tensor) -> Selector:
+def _choice(name: str, ffn: Any, basis: Tensor, constant: Tensor) -> Selector:
     """`constant` is the mean of channel 0, whose column of a synthetic gate is a bias and not in the basis."""
     if name != "low_rank":
         kind = "sign_bits" if name == "oracle" else "low_bit_gate"
@@ -174,10 +174,17 @@ def _choice(name: str, ffn: GatedFFN, basis: Tensor, constant: Tensor) -> Select
 
 def _predicted(decoder: Decoder, selectors: Sequence[Selector]) -> Decoder:
     blocks = [
-        (attention, PredictedFFN(f.norm, f.norm_eps, f.gate, f.up, f.down, f.activation, f.scale, selector=selector))
-        for (attention, f), selector in zip(gated_blocks(decoder), selectors, strict=True)
+        (attention, _with_selector(ffn, selector))
+        for (attention, ffn), selector in zip(decoder.blocks, selectors, strict=True)
     ]
     return decoder.with_blocks(blocks)
+
+
+def _with_selector(ffn: FFN, selector: Selector) -> FFN:
+    if isinstance(ffn, PlainFFN):
+        return PlainPredictedFFN(*plain_parts(ffn), selector=selector)
+    assert isinstance(ffn, GatedFFN), "shapes have no experts"
+    return PredictedFFN(*gated_parts(ffn), selector=selector)
 
 
 def _check(decoders: dict[str, Decoder], name: str, selectors: Sequence[Selector], tokens: Tensor, pp: int) -> None:

@@ -62,6 +62,8 @@ def compare_prefill(
         MachineError: not enough memory, or prefill and decode disagree.
     """
     full = shape_named(shape)
+    if not full.gated:
+        raise UserError(f"bench: the prefill subject needs a shape with gated FFNs, and {shape} has others")
     if bad := [tokens for tokens in prompts if not 2 <= tokens <= full.max_position]:
         raise UserError(f"bench: a prompt must be from 2 to {full.max_position} tokens long, got {bad[0]}")
     config = full if layers is None else dataclasses.replace(full, layers=min(layers, full.layers))

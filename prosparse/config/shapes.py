@@ -29,6 +29,15 @@ def _bamboo(vocab: int) -> ModelConfig:
     )  # fmt: skip
 
 
+def _opt(hidden: int, layers: int, heads: int, vocab: int = 50272, max_position: int = 2048) -> ModelConfig:
+    return ModelConfig(
+        family="opt", hidden=hidden, neurons=4 * hidden, layers=layers, heads=heads, kv_heads=heads,
+        head_dim=hidden // heads, vocab=vocab, max_position=max_position, norm_eps=1e-5, rope=RopeConfig("none"),
+        activation=Activation("relu"), tied_embeddings=True, attention_bias=True, output_bias=True, ffn_bias=True,
+        gated=False, norm="layer", position_offset=2, bos_token_id=2, eos_token_ids=(2,), pad_token_id=1,
+    )  # fmt: skip
+
+
 _RELU, _PROSPARSE = Activation("relu"), Activation("fatrelu", 0.01)
 
 SHAPES = {
@@ -45,11 +54,13 @@ SHAPES = {
     "relullama-70b": _llama_2(8192, 28672, 80, 64, 8, _RELU, max_position=2048),
     "bamboo-7b": _bamboo(vocab=32000),
     "turbosparse-mistral-7b": _bamboo(vocab=32064),
+    "opt-6.7b": _opt(hidden=4096, layers=32, heads=32),
     "tiny": ModelConfig(
         family="llama", hidden=64, neurons=192, layers=2, heads=4, kv_heads=2, head_dim=16, vocab=256,
         max_position=256, norm_eps=1e-5, rope=RopeConfig(), activation=_RELU, tied_embeddings=True,
         bos_token_id=1, eos_token_ids=(2,),
     ),
+    "tiny-opt": _opt(hidden=64, layers=2, heads=4, vocab=256, max_position=256),
 }  # fmt: skip
 
 

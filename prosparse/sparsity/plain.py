@@ -56,7 +56,7 @@ class PlainFFN(ABC):
 
     def prefill(self, residual: Tensor, view: View | None = None) -> Tensor:
         """Many tokens, dense: [tokens, hidden] float32 to the same; see `GatedFFN.prefill`, whose view sees h twice."""
-        x, act = self._input(residual), self.activation
+        x, act = self.normed(residual), self.activation
         if residual.shape[0] <= MAX_ROWS and view is None:
             tally = new_tally(residual.device)
             return self._add(residual, plain_dense(x, self.gate, self.gate_bias, self.down, self.down_bias, act, tally))
@@ -75,7 +75,7 @@ class PlainFFN(ABC):
             raise ValueError(
                 f"ffn: a decode step takes at most {MAX_ROWS} tokens, got {residual.shape[0]}; prefill them"
             )
-        return self._add(residual, self._compute(residual, self._input(residual), tally))
+        return self._add(residual, self._compute(residual, self.normed(residual), tally))
 
     def bytes_read(self, steps: int, done: Sequence[int]) -> int:
         """Bytes of weights that decode steps had to read which tallied this."""
@@ -85,7 +85,8 @@ class PlainFFN(ABC):
         """None: this is no gated FFN."""
         return None
 
-    def _input(self, residual: Tensor) -> Tensor:
+    def normed(self, residual: Tensor) -> Tensor:
+        """The input of the gate, from the residual."""
         return residual if self.post_norm else self._normed(residual)
 
     def _normed(self, residual: Tensor) -> Tensor:

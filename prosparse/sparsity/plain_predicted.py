@@ -31,7 +31,7 @@ class PlainPredictedFFN(PlainFFN):
 
     def audit(self, residual: Tensor) -> tuple[int, int]:
         """How many neurons are active for a step's tokens, [tokens, hidden], and how many of them are predicted."""
-        x, act = self._input(residual), self.activation
+        x, act = self.normed(residual), self.activation
         active, _ = plain_value(x, self.gate.codes, self.gate_bias, act.code, act.threshold)
         predicted = self.selector.select(residual, x)
         named = predicted.index[: int(predicted.count)].long()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..engine import Engine
-from ..sparsity.ffn import GatedFFN
 from ..weights.synthetic import Activity, Knobs, PlantedBases, walk
 from ..weights.synthetic.activity import HOT
 from .measure.engine_subject import EngineSubject
+from .watch import open_ffns
 
 SEQUENCES, LENGTH = 2, 256  # the text: enough for a point of a hundred, in the time of a prompt
 TEXT_SEED = 1_000  # away from the seeds that people give weights
@@ -37,7 +37,7 @@ def measure_knobs(
     counter = _Counter(activity, config.neurons, seed)
     windows = torch.stack([walk(config.vocab, tokens, TEXT_SEED + number) for number in range(sequences)])
     EngineSubject(engine).read(windows, counter.look)
-    ffns = [ffn for _, ffn in engine.decoder.blocks if isinstance(ffn, GatedFFN)]
+    ffns = open_ffns(engine)
     bases = PlantedBases(config.hidden, seed, engine.decoder.device)
     shares = [planted_share(ffn.gate.values(), bases[layer]) for layer, ffn in enumerate(ffns)]
     open_ = counter.active / (counter.tokens * config.neurons)

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from prosparse.config.shapes import shape
 from prosparse.engine import load
@@ -55,6 +56,19 @@ def test_asked_is_what_is_measured(asked, tmp_path):
     }
     measured = measure_knobs(load(tmp_path / "model", mode="dense"), settle(config, knobs), sequences=4, length=512)
     assert difference(knobs, measured) < 0.02, (knobs, measured)
+
+
+def test_a_shape_without_up_projection(tmp_path):
+    sizes = {"hidden": 384, "neurons": 1024, "heads": 6, "kv_heads": 6, "head_dim": 64, "vocab": 4096, "layers": 2}
+    config, asked = dataclasses.replace(shape("opt-6.7b"), **sizes, max_position=512), Knobs(0.85, 0.6, 0.5, 0.6)
+    config, knobs = write_synthetic("test", config, tmp_path / "model", asked, "fp32")
+    engine = load(tmp_path / "model", mode="exact", weights="fp32")
+    measured = measure_knobs(engine, settle(config, knobs), sequences=4, length=512)
+    assert difference(knobs, measured) < 0.02, (knobs, measured)
+    theirs, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "model"), walk(config.vocab, 40)
+    with torch.no_grad():
+        expected = theirs(ids[None]).logits[0]
+    assert float((engine.logits(ids) - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
 def test_the_hottest_are_hot_without_knowing_the_plan(default):

@@ -19,6 +19,7 @@ from ...config import ModelConfig
 from ...config.to_hf import ARCHITECTURES, hf_keys
 from ...errors import UnsupportedError
 from ..model_weights import LayerWeights
+from ..names import bias_of
 from ..output import check_free, new_folder, write_weights
 from ..tables import names_of
 from ..writer import Entry
@@ -95,6 +96,8 @@ def as_plain(config: ModelConfig) -> ModelConfig:
     Nothing is lost by it: weights are made for the config, so scales and thresholds are in their sizes and biases. A
     dReLU shape stays what it is, since transformers has no class for it but `prosparse.patched` does.
     """
+    if config.family == "opt":
+        return dataclasses.replace(config, activation=Activation("relu"))
     activation = Activation("relu", on_up=True) if config.activation.on_up else Activation("relu")
     if config.activation.kind == "relu2":
         activation = config.activation
@@ -140,7 +143,14 @@ def _entries(config: ModelConfig, made: Synthesis, dtype: torch.dtype) -> list[E
     for number in range(config.layers):
         for pattern, shape, pick in _layer_tensors(config):
             entries.append(Entry(pattern.format(number), shape, dtype, partial(parts.read, number, pick, dtype)))
-    entries.append(Entry(names.final_norm, (hidden,), dtype, lambda: made.final_norm.to("cpu", dtype)))
+    ends = {
+        names.final_norm: made.final_norm,
+        bias_of(names.final_norm): made.final_norm_bias,
+        names.positions: made.positions,
+    }
+    for name, tensor in ends.items():
+        if tensor is not None:
+            entries.append(Entry(name, tuple(tensor.shape), dtype, partial(tensor.to, "cpu", dtype)))
     if not config.tied_embeddings:
         entries.append(Entry(names.lm_head, table, dtype, lambda: made.lm_head().codes.cpu()))
     return entries
@@ -151,7 +161,7 @@ def _layer_tensors(config: ModelConfig) -> list[tuple[str, tuple[int, ...], Pick
     n, hidden, neurons = names_of(config).layer, config.hidden, config.neurons
     q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
     v_start = q_rows + kv_rows
-    return [
+    return _layer_biases(config) + [
         (n.attention_norm, (hidden,), lambda own: own.attention_norm),
         (n.q, (q_rows, hidden), lambda own: own.qkv.codes[:q_rows]),
         (n.k, (kv_rows, hidden), lambda own: own.qkv.codes[q_rows:v_start]),
@@ -159,6 +169,23 @@ def _layer_tensors(config: ModelConfig) -> list[tuple[str, tuple[int, ...], Pick
         (n.o, (hidden, q_rows), lambda own: own.o.codes),
         (n.ffn_norm, (hidden,), lambda own: own.ffn_norm),
         (n.gate, (neurons, hidden), lambda own: own.gate.codes),
-        (n.up, (neurons, hidden), lambda own: own.up.codes),
+        *([(n.up, (neurons, hidden), lambda own: own.up.codes)] if n.up else []),
         (n.down, (hidden, neurons), lambda own: own.down.codes.t()),
     ]
+
+
+def _layer_biases(config: ModelConfig) -> list[tuple[str, tuple[int, ...], Pick]]:
+    """The biases of a layer in a checkpoint; all of these models' are zero."""
+    n = names_of(config).layer
+    q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    sizes = {
+        **({n.attention_norm: config.hidden, n.ffn_norm: config.hidden} if config.norm == "layer" else {}),
+        **({n.q: q_rows, n.k: kv_rows, n.v: kv_rows} if config.attention_bias else {}),
+        **({n.o: config.hidden} if config.output_bias else {}),
+        **({n.gate: config.neurons, n.down: config.hidden} if config.ffn_bias else {}),
+    }
+    return [(bias_of(name), (size,), partial(_zeros, size)) for name, size in sizes.items()]
+
+
+def _zeros(size: int, own: LayerWeights) -> Tensor:
+    return torch.zeros(size)

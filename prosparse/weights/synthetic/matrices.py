@@ -120,7 +120,8 @@ class MatrixMaker:
 def weight_bytes(config: ModelConfig, fmt: str) -> int:
     """Bytes of the matrices of a shape."""
     attended = config.head_dim * config.heads
-    rows = config.head_dim * (config.heads + 2 * config.kv_heads) + 3 * config.neurons
+    rows = config.head_dim * (config.heads + 2 * config.kv_heads)
+    rows += (3 if config.gated else 2) * config.neurons
     tables = config.vocab * (1 if config.tied_embeddings else 2)
     per_layer = rows * bytes_per_row(fmt, config.hidden) + config.hidden * bytes_per_row(fmt, attended)
     return config.layers * per_layer + tables * bytes_per_row(fmt, config.hidden)

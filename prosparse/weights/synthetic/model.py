@@ -51,7 +51,8 @@ def synthetic_weights(
     maker.expect(weight_bytes(config, fmt))
     made = Synthesis(config, activity, maker, seed)
     layers = list(made.layers())
-    return ModelWeights(made.embed, made.lm_head(), made.final_norm, layers), activity.knobs
+    ends = made.final_norm, layers, made.final_norm_bias, made.positions
+    return ModelWeights(made.embed, made.lm_head(), *ends), activity.knobs
 
 
 class Synthesis:
@@ -65,7 +66,8 @@ class Synthesis:
 
     Attributes:
         embed: token embeddings.
-        final_norm: RMSNorm weight, [hidden] float32.
+        final_norm, final_norm_bias: weight and, of a LayerNorm, bias, [hidden] float32.
+        positions: of a model that has a table of them, [max_position + position_offset, hidden] float32, zeros.
     """
 
     def __init__(self, config: ModelConfig, activity: Activity, maker: MatrixMaker, seed: int) -> None:
@@ -78,6 +80,9 @@ class Synthesis:
             # The size gives its logits a deviation of 1, which an untied lm_head has.
             signs = torch.randint(2, (config.hidden,), generator=maker.rng, device=maker.device) * 2 - 1
             self.final_norm = signs * (config.embed_scale / config.logit_scale / config.hidden**0.5)
+        self.final_norm_bias = self._zeros(config.hidden) if config.norm == "layer" else None
+        offset = config.position_offset
+        self.positions = None if offset is None else self._zeros(config.max_position + offset, config.hidden)
 
     def layers(self) -> Iterator[LayerWeights]:
         """The layers, each made when it is asked for."""
@@ -118,31 +123,43 @@ class Synthesis:
         o[0] = 0  # nothing is added to the constant coordinate
         stream.add(stream.attend(qkv), o.t())
         norm = torch.ones(hidden, device=maker.device)
+        norm_bias = self._zeros(hidden) if config.norm == "layer" else None
         return LayerWeights(
             attention_norm=norm,
             qkv=qkv,
-            qkv_bias=torch.zeros(rows, device=maker.device) if config.attention_bias else None,
+            qkv_bias=self._zeros(rows) if config.attention_bias else None,
             o=maker.finish(o),
             ffn_norm=norm,
+            attention_norm_bias=norm_bias,
+            o_bias=self._zeros(hidden) if config.output_bias else None,
+            ffn_norm_bias=norm_bias,
+            gate_bias=self._zeros(config.neurons) if config.ffn_bias else None,
+            down_bias=self._zeros(hidden) if config.ffn_bias else None,
             **self._ffn(layer, stream, share),
         )
 
-    def _ffn(self, layer: int, stream: Stream, share: float) -> dict[str, Weight]:
+    def _zeros(self, *shape: int) -> Tensor:
+        """What a model has and these weights need not: column 0 of a matrix is its bias."""
+        return torch.zeros(*shape, device=self._maker.device)
+
+    def _ffn(self, layer: int, stream: Stream, share: float) -> dict[str, Weight | None]:
         config, maker, hidden, neurons = self._config, self._maker, self._config.hidden, self._config.neurons
         activation, rates = config.activation, self._activity.rates(layer, neurons, self._seed)
         if activation.on_up:
             rates = rates.sqrt()  # gate and up must both be open, and either is as often
         gate = maker.planted(neurons, self._bases[layer], self._activity.knobs.predictability or 0.0, hidden**-0.5)
-        up = maker.normal(neurons, hidden, hidden**-0.5)
+        up = maker.normal(neurons, hidden, hidden**-0.5) if config.gated else None
         x = stream.normed()
         g = set_bias(x, gate, rates, activation.threshold)
-        u = set_bias(x, up, rates if activation.on_up else torch.full_like(rates, 0.5), 0.0)
+        half = torch.full_like(rates, 0.5)
+        u = None if up is None else set_bias(x, up, rates if activation.on_up else half, 0.0)
         h = products(g, u, activation)
         size = float(h.square().sum(1).mean()) ** 0.5
         down = maker.normal(neurons, hidden, share / size if size else neurons**-0.5)
         down[:, 0] = 0
         stream.add(h, down)
-        return {"gate": maker.finish(gate), "up": maker.finish(up), "down": maker.finish(down)}
+        made = None if up is None else maker.finish(up)
+        return {"gate": maker.finish(gate), "up": made, "down": maker.finish(down)}
 
 
 class PlantedBases:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import layer_norm, linear, rms_norm, scaled_dot_product_attention
 
 from prosparse.kernels.activation import Activation, gate_value, up_value
 from prosparse.kernels.weight import Weight
@@ -39,7 +39,8 @@ class Stream:
 
     def normed(self) -> Tensor:
         """What a block reads, [tokens, hidden] float32; its first coordinate is the constant one."""
-        return rms_norm(self.residual, self.residual.shape[1:], eps=self.config.norm_eps)
+        norm = layer_norm if self.config.norm == "layer" else rms_norm
+        return norm(self.residual, self.residual.shape[1:], eps=self.config.norm_eps)
 
     def attend(self, qkv: Weight) -> Tensor:
         """What goes into the output projection, [tokens, heads * head_dim] float32."""
@@ -78,9 +79,10 @@ def set_bias(x: Tensor, projection: Tensor, rates: Tensor, threshold: float) -> 
     return g.addcmul_(x[:, :1], projection[:, 0].float())
 
 
-def products(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-    """act(gate) * up of pre-activations, same shape."""
-    return gate_value(gate, activation.code, activation.threshold) * up_value(up, activation.on_up)
+def products(gate: Tensor, up: Tensor | None, activation: Activation) -> Tensor:
+    """act(gate) * up of pre-activations, same shape; of an FFN without up act(gate)."""
+    value = gate_value(gate, activation.code, activation.threshold)
+    return value if up is None else value * up_value(up, activation.on_up)
 
 
 def _gemm(x: Tensor, matrix: Tensor) -> Tensor:
