@@ -1,4 +1,4 @@
-"""The examples of the documentation run, on the embedded model and on a small shape."""
+"""The examples of the documentation run, on the embedded model."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def test_activation_sparsity(run: Callable[..., str]) -> None:
     assert text.count("39 tokens") == 2
 
 
-def test_amdahl(run: Callable[..., str]) -> None:
-    # so small that its times mean nothing; only that it runs is tested
-    size = ["--layers", "1", "--vocab", "64", "--tokens", "2", "--rounds", "1"]
-    text = run("amdahl.py", *size, "--activation-sparsity", "0.8")
-    assert re.search(r"limit -?[\d.]+x, measured -?[\d.]+x = -?\d+%", text)
-    assert 75 < float(re.search(r"activation sparsity ([\d.]+)%", text)[1]) < 85
+@pytest.mark.parametrize(("weights", "most", "share"), [("int8", 0.01, 0.75), ("int4", 0.3, 0.6)])
+def test_quantised(run: Callable[..., str], weights: str, most: float, share: float) -> None:
+    text = run("quantised.py", MODEL, "Once upon a time", weights)
+    found = re.search(rf"([\d.]+) MB before, ([\d.]+) MB in {weights}; KL divergence ([\d.]+) nats", text)
+    before, after, kl = map(float, found.groups())
+    assert text.startswith("Once upon a time") and 0 <= kl < most and after < share * before
