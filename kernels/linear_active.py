@@ -51,13 +51,16 @@ def linear_active(x: Tensor, weight: Weight, bias: Tensor | None, listed: Active
 def linear_active_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, count: Tensor, tally: Tensor
 ) -> Tensor:
-    """The meaning of the op, in plain PyTorch. Syncs with the host to read `count`."""
-    rows = check_list("linear_active", index, count, weight.shape[0])
-    tally[PREDICTED] += rows.numel()
-    own = None if bias is None else bias[rows]
-    y = x.new_zeros(x.shape[0], weight.shape[0])
-    y[:, rows] = torch.nn.functional.linear(x.float(), as_matrix(weight[rows], x.shape[1]), own).to(x.dtype)
-    return y
+    """The meaning of the op, in plain PyTorch. It multiplies all rows, so that it waits for no list on a GPU."""
+    neurons = weight.shape[0]
+    if index.device.type == "cpu":
+        check_list("linear_active", index, count, neurons)
+    slot = torch.arange(index.numel(), device=index.device)
+    ids = torch.where(slot < count, index, neurons).long()  # the others go to a spare place behind the last neuron
+    listed = torch.zeros(neurons + 1, dtype=torch.bool, device=index.device).scatter_(0, ids, True)[:neurons]
+    tally[PREDICTED] += listed.sum()
+    y = torch.nn.functional.linear(x.float(), as_matrix(weight, x.shape[1]), bias)
+    return torch.where(listed, y, 0).to(x.dtype)
 
 
 def _fake(x: Tensor, weight: Tensor, *arguments: object) -> Tensor:
