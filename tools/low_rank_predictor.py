@@ -1,11 +1,9 @@
 """A rank-32 guess at which neurons are active, made without training and judged on the held-out text.
 
-The gate of a layer is W x, x being the normed input of its FFN. Over calibration windows (every other of `WINDOWS`
-spread over the calibration text) let m be the mean of x and C its covariance. Among all rank-r maps the one with the
-least mean squared error of the gate is W m + P W (x - m), where P projects onto the r leading eigenvectors of W C W^T:
-the truncated SVD of W as the data weights it. A neuron is predicted where its guess exceeds the threshold of the
-activation less `margin` times the deviation of the guess's error. One margin per layer is set on the remaining
-calibration windows, such that the recall there is `TARGET`.
+Its factors are those of `prosparse predictor build` (`prosparse.study.predictors.low_rank`), in float32, from every
+other of `WINDOWS` windows spread over the calibration text; a model in training has no folder that could be loaded. A
+neuron is predicted where its guess exceeds the threshold of the activation less `margin` times the deviation of the
+guess's error. One margin per layer is set on the remaining calibration windows, such that the recall there is `TARGET`.
 """
 
 from __future__ import annotations
@@ -18,6 +16,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+
+from prosparse.kernels.weight import Weight
+from prosparse.study.predictors.low_rank import Moments, parts
 
 WINDOWS = 40
 RANK = 32
@@ -61,11 +62,9 @@ def observed(model: torch.nn.Module) -> Iterator[list[list[tuple[Tensor, Tensor]
 
 def fit(weight: Tensor, x: Tensor, threshold: float) -> tuple[Guess, Tensor]:
     """The predictor of a gate [neurons, hidden] from inputs [tokens, hidden], and the deviation of its error."""
-    mean = x.mean(0)
-    covariance = torch.cov(x.T.double())
-    _, vectors = torch.linalg.eigh(weight.double() @ covariance @ weight.double().T)  # in ascending order
-    left = vectors[:, -RANK:].float()
-    right = left.T @ weight
+    mean, moments = x.mean(0), Moments()
+    moments.add(x)
+    right, left = parts(Weight(weight), moments, RANK)
     guess = Guess(left, right, weight @ mean - left @ (right @ mean) - threshold)
     error = guess.score(x) - (x @ weight.T - threshold)
     return guess, error.pow(2).mean(0).sqrt()
