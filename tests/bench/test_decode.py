@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,7 +182,8 @@ def test_the_command_times_other_subjects_and_draws(capsys, tmp_path):
 
 
 def test_the_command_takes_as_many_threads_as_load(threads, monkeypatch, capsys):
-    monkeypatch.setattr(machine, "default_threads", lambda: 1)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "processors", lambda: SimpleNamespace(threads=1))
     torch.set_num_threads(2)
     assert main(["bench", "--shape", "tiny", "--tg", "2", "--json"]) == 0
     assert {row["threads"] for row in json.loads(capsys.readouterr().out)["rows"]} == {1}

@@ -8,6 +8,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,7 +123,8 @@ def test_the_number_of_threads_is_the_callers(
     model: Any, monkeypatch: pytest.MonkeyPatch, threads: None, llama_folder: Path
 ) -> None:
     """`prosparse.load` takes no more than can run at once; a program that runs a model of its own has chosen."""
-    monkeypatch.setattr(machine, "default_threads", lambda: 1)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "processors", lambda: SimpleNamespace(threads=1))
     torch.set_num_threads(2)
     generate(prosparse.accelerate(model))
     with prosparse.patched():
