@@ -248,9 +248,7 @@ class Engine:
 
     def _session(self, prompts: int) -> Session:
         slots = prompts if self.plan.placement is None else 1  # a budget has room for the cache of one
-        return Session(
-            self.decoder, self.kv_dtype, slots, self.context, self.audit, self.prefill_chunk, self._pool
-        )
+        return Session(self.decoder, self.kv_dtype, slots, self.context, self.audit, self.prefill_chunk, self._pool)
 
     def _finished(self, request: Request, session: Session) -> Generation:
         self.stats = request_stats(request, session, self.decoder)

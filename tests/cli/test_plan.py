@@ -12,7 +12,7 @@ from prosparse.config.shapes import shape
 from prosparse.engine import profiling
 from prosparse.engine.load import EMBEDDED_MODEL
 from prosparse.engine.source import open_source
-from prosparse.engine.windows import CALIBRATION, read_text
+from prosparse.engine.windows import CALIBRATION
 from prosparse.plan import Plan, fingerprint
 from prosparse.study import placing
 from prosparse.weights.neuron_profile import Profile
@@ -83,7 +83,7 @@ def test_a_model_without_one_is_profiled_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PROSPARSE_CACHE", str(tmp_path))
     assert main(["plan", "--machine", "24gb-pcie4", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["frequencies"] == "calibration excerpt"
+    assert document["frequencies"] == CALIBRATION.name
     monkeypatch.setattr(placing, "load", None)  # what is kept is taken
     subject = placing.of_model(None)
     assert subject.profile.content and subject.weights == "bf16"
