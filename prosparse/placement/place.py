@@ -152,7 +152,8 @@ def _reason(splits: list[Split], head: bool, neurons: int, budget: str) -> str:
         return f"all on the GPU: it fits into {budget}" + ("" if head else ", but for lm_head")
     shared = len(splits) - cpu - gpu
     parts = [
-        f"{count} layers {what}" for count, what in ((gpu, "on the GPU"), (shared, "on both"), (cpu, "on the CPU"))
+        f"{count} layer{'' if count == 1 else 's'} {what}"
+        for count, what in ((gpu, "on the GPU"), (shared, "on both"), (cpu, "on the CPU"))
     ]
     return f"{', '.join(part for part in parts if not part.startswith('0 '))} within {budget} of GPU memory"
 
