@@ -11,6 +11,7 @@ from torch import Tensor
 from prosparse.errors import MachineError
 from prosparse.kernels import cpu
 from prosparse.kernels.activation import Activation
+from prosparse.kernels.checks import MAX_ROWS
 from prosparse.kernels.glu_dense import glu_dense, glu_dense_reference
 from prosparse.kernels.glu_exact import glu_exact
 from prosparse.kernels.plain_dense import plain_dense, plain_dense_reference
@@ -43,8 +44,9 @@ def check_block(mode: str, ffn: FFN) -> None:
         check_plain(mode, ffn)
     else:
         assert isinstance(ffn, ExpertsFFN), "every block is one of these"
-        residual = torch.randn(1, ffn.gate.shape[1], generator=torch.Generator().manual_seed(0))
-        decoded, prefilled = ffn.decode(residual, new_tally("cpu")), ffn.prefill(residual)
+        # one token more than a step takes, so that the prefill multiplies by GEMMs
+        residual = torch.randn(MAX_ROWS + 1, ffn.gate.shape[1], generator=torch.Generator().manual_seed(0))
+        decoded, prefilled = ffn.decode(residual[:MAX_ROWS], new_tally("cpu")), ffn.prefill(residual)[:MAX_ROWS]
         require_close("a step of experts", decoded, prefilled, sum(ffn.gate.shape), PREFILLED[ffn.gate.format])
 
 
