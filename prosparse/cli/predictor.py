@@ -86,6 +86,11 @@ def _add_making(parser: argparse.ArgumentParser) -> None:
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", default="low-rank", choices=list(KINDS), help="default: low-rank; auto: per layer")
     parser.add_argument("--target-kl", type=float, metavar="D", help="instead of a recall: nats per token from exact")
+    parser.add_argument(
+        "--machine",
+        metavar="M",
+        help="choose what layers run by the seconds of this machine (this), a preset or a description, not by bytes",
+    )
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -148,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace, engine: Engine, given: dict[str, Any]) -> Predictor:
     from ..study.predictors import build
 
-    return build(engine, KINDS[args.kind], **given, **options.given(args, ("target_kl",)))
+    return build(engine, KINDS[args.kind], **given, **options.given(args, ("target_kl", "machine")))
 
 
 def _train(args: argparse.Namespace, engine: Engine, path: Path, given: dict[str, Any]) -> Predictor:

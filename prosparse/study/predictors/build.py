@@ -5,7 +5,8 @@ margin against recall. A layer is predicted only where that is expected to pay:
 
     bytes of predictor + predicted share * bytes of gate <= (1 - LEAST_GAIN) * bytes of gate
 
-Decode is bound by the bytes it reads; up and down are read for the same neurons either way.
+Decode is bound by the bytes it reads; up and down are read for the same neurons either way. With a machine seconds are
+compared in place of bytes: `cost`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from torch import Tensor
 
 from ...engine import Engine
 from ...errors import UnsupportedError, UserError
+from ...hardware import Machine
 from ...weights.predictor import KINDS, LayerPredictor, Predictor
 from ..measure.engine_subject import EngineSubject
 from ..watch import AnyFFN, open_ffns, pre_activation
 from .calibration import TOKENS, Calibration, Progress, read
+from .cost import Bytes, Cost, cost_on
 from .guess import Guess, Line
 from .low_rank import Moments, check_format, guesses, parts, ranks_to_try
 from .target import at_divergence
@@ -50,15 +53,16 @@ class Layer:
     def __post_init__(self) -> None:
         self.mass_scale = self.ffn.down.values().norm(dim=1)
 
-    def pick(self, recall: float, within: float) -> tuple[Guess, float, bool]:
-        """The guess that is expected to read the fewest bytes at this recall, its margin, and whether it pays.
+    def pick(self, recall: float, within: float, cost: Cost) -> tuple[Guess, float, bool]:
+        """The guess that is expected to cost least at this recall, its margin, and whether it pays.
 
         Guesses that predict more than `within` of the neurons beyond the active ones come last, and do not pay.
         """
         found = []
         for number, guess in enumerate(self.choices):
             margin = guess.curve.margin(recall)
-            share = guess.expected_bytes(margin, self.ffn.gate) / self.ffn.gate.nbytes
+            gate = self.ffn.gate
+            share = cost.predicted(guess.selector.guess, guess.curve.predicted(margin), gate) / cost.exact(gate)
             too_many = guess.curve.predicted(margin) - guess.curve.active_share() > within
             found.append((too_many, share, number, margin))
         too_many, share, number, margin = min(found)
@@ -76,6 +80,7 @@ class Prepared:
         kind: what was asked for.
         within: see `build`.
         about: how the guesses were made.
+        cost: what is to be small.
     """
 
     engine: Engine
@@ -84,6 +89,7 @@ class Prepared:
     kind: str
     within: float
     about: dict[str, Any]
+    cost: Cost = field(default_factory=Bytes)
 
     def at_recall(self, recall: float | None = None) -> Predictor:
         """The cheapest predictor of each layer that reaches a recall; None is the one of `RECALL`."""
@@ -92,7 +98,7 @@ class Prepared:
         made: list[LayerPredictor | None] = []
         rows = []
         for own in self.layers:
-            guess, margin, used = own.pick(recall, self.within)
+            guess, margin, used = own.pick(recall, self.within, self.cost)
             made.append(guess.at(margin) if used else None)
             curve = guess.curve
             row = {
@@ -123,6 +129,7 @@ def build(
     text: str | Path | None = None,
     tokens: int = TOKENS,
     weights: str = "auto",
+    machine: Machine | str | None = None,
     progress: Progress | None = None,
 ) -> Predictor:
     """Make a predictor from a model and some text.
@@ -138,6 +145,8 @@ def build(
         text: a UTF-8 file; None is the packaged calibration excerpt.
         tokens: of it, about.
         weights: format of low_rank's matrices; "auto" is int8 for the first and int4 for the second.
+        machine: whose seconds decide, in place of bytes, what each layer runs: "this", which is measured, a preset, a
+            description file, or a Machine.
         progress: called with (what, done, total).
 
     Raises:
@@ -146,8 +155,9 @@ def build(
     """
     check_targets(target_recall, target_kl, within)
     prepared = prepare(
-        engine, kind, rank=rank, within=within, text=text, tokens=tokens, weights=weights, progress=progress
-    )
+        engine, kind, rank=rank, within=within, text=text, tokens=tokens, weights=weights, machine=machine,
+        progress=progress,
+    )  # fmt: skip
     if target_kl is not None:
         return prepared.at_divergence(target_kl, progress)
     return prepared.at_recall(target_recall)
@@ -162,10 +172,12 @@ def prepare(
     text: str | Path | None = None,
     tokens: int = TOKENS,
     weights: str = "auto",
+    machine: Machine | str | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
     """All of `build` but the choice of a target."""
     check_options(engine, kind, rank, weights)
+    cost = cost_on(machine)
     calibration = Calibration.of(engine, text, tokens)
     layers = [Layer(ffn) for ffn in open_ffns(engine)]
     for number, found in enumerate(_candidates(engine, kind, rank, weights, calibration, layers, progress)):
@@ -175,7 +187,7 @@ def prepare(
         own.choices += [_with_one_offset(guess) for guess in own.choices if guess.predictor.kind == "sign_bits"]
     fit_curves(engine, layers, calibration.check, progress)
     about = {"made_by": "build", "text": calibration.text, "tokens": calibration.tokens, "weights": engine.weights}
-    return Prepared(engine, layers, calibration, kind, within, about)
+    return Prepared(engine, layers, calibration, kind, within, about | {"chosen_by": cost.unit}, cost)
 
 
 def check_options(engine: Engine, kind: str, rank: int | str, weights: str) -> None:
