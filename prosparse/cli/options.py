@@ -57,7 +57,10 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         "--audit", type=int, metavar="N", help="check the predictor every N steps; --stats says its recall"
     )
     group.add_argument(
-        "--deterministic", action="store_true", help="the same bits for any number of threads; prompts take longer"
+        "--deterministic",
+        action="store_true",
+        default=None,
+        help="the same bits for any number of threads; prompts take longer",
     )
 
 

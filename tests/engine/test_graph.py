@@ -42,7 +42,7 @@ class Watched(StepPool):
 
 
 def over(plain: Engine, pool: StepPool | None) -> Engine:
-    return Engine(plain.decoder, plain.tokenizer, plain.plan, plain.model_sampling, plain.kv_dtype, 0, pool)
+    return Engine(plain.decoder, plain.tokenizer, plain.plan, plain.model_sampling, plain.kv_dtype, pool=pool)
 
 
 def told(engine: Engine, result) -> tuple:

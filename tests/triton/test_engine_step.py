@@ -35,7 +35,7 @@ def ahead_of(folder, mode, weights="fp32"):
         return plain, ahead
     assert unfit(plain.decoder) is None
     pool = StepPool(plain.decoder, plain.kv_dtype, new_graph=CalledAgain)
-    return plain, Engine(plain.decoder, plain.tokenizer, plain.plan, plain.model_sampling, plain.kv_dtype, 0, pool)
+    return plain, Engine(plain.decoder, plain.tokenizer, plain.plan, plain.model_sampling, plain.kv_dtype, pool=pool)
 
 
 @pytest.mark.parametrize(
