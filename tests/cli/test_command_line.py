@@ -31,6 +31,10 @@ def spawn(*arguments: str, **options: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, **{"env": ENVIRONMENT, **streams, **options})  # type: ignore[call-overload]
 
 
+def hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="module")
 def expected() -> prosparse.Generation:
     return prosparse.load(MODEL).generate(PROMPT, max_new_tokens=20)
@@ -201,7 +205,8 @@ def test_ctrl_c_is_status_130() -> None:
         "1",
     )  # seconds, so that it cannot end before the signal
     sampled = ("--temperature", "1", "--seed", "1", "--max-new-tokens", "500")
-    process = spawn("generate", "--prompt", PROMPT, *slow, *sampled)
+    # a shell's background jobs, and what they start, ignore the signal
+    process = spawn("generate", "--prompt", PROMPT, *slow, *sampled, preexec_fn=hear_interrupts)
     assert process.stdout is not None
     assert process.stdout.read(len(PROMPT) + 3)
     process.send_signal(signal.SIGINT)
