@@ -9,10 +9,10 @@ from prosparse.kernels.weight import FORMATS, bytes_per_row
 
 from ..config import ModelConfig
 from ..errors import UnsupportedError, UserError
+from ..sparsity.double_buffer import BUFFER_BYTES
 from ..weights.predictor import LayerPredictor, Predictor
 
 PREFILL_TOKENS = 512  # of a chunk of a prompt
-STREAM_BYTES = 64 << 20  # of one of the two buffers through which a prompt's cold weights pass
 GEMM_BYTES = 32 << 20  # what a GEMM library keeps
 GRAPH_BYTES = 256 << 10  # of a layer's part of a captured step
 ASSUMED_RANK = 256  # of the int8 predictor that stands for one that is not made yet
@@ -91,7 +91,7 @@ def _workspace(config: ModelConfig, weights: str, context: int, qkv: int) -> int
     activations = PREFILL_TOKENS * (4 * config.hidden + qkv + 3 * config.neurons) * 4
     mask = PREFILL_TOKENS * context * 4
     written_out = config.neurons * config.hidden * 2 if weights in ("int8", "int4") else 0
-    return activations + mask + written_out + 2 * STREAM_BYTES + GEMM_BYTES + 2 * 4 * config.vocab
+    return activations + mask + written_out + 2 * BUFFER_BYTES + GEMM_BYTES + 2 * 4 * config.vocab
 
 
 def _assumed(config: ModelConfig) -> int:
