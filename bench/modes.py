@@ -123,21 +123,10 @@ def in_mode(decoder: Decoder, mode: str) -> Decoder:
 def _in_mode(ffn: FFN, mode: str) -> FFN:
     if isinstance(ffn, GatedFFN):
         make: Callable[..., GatedFFN] = FFN_OF_MODE[mode]
-        return make(*gated_parts(ffn))
+        return make(*ffn.parts())
     if isinstance(ffn, PlainFFN):
-        return PLAIN_OF_MODE[mode](*plain_parts(ffn))
+        return PLAIN_OF_MODE[mode](*ffn.parts())
     return ffn  # experts are dense: `in_mode` has refused what their activation cannot do
-
-
-def gated_parts(f: GatedFFN) -> tuple[Any, ...]:
-    """What a gated block is made of."""
-    return f.norm, f.norm_eps, f.gate, f.up, f.down, f.activation, f.scale
-
-
-def plain_parts(f: PlainFFN) -> tuple[Any, ...]:
-    """What a block without up projection is made of."""
-    matrices = (f.gate, f.gate_bias, f.down, f.down_bias)
-    return f.norm, f.norm_bias, f.norm_eps, *matrices, f.activation, f.scale, f.post_norm
 
 
 def gated_blocks(decoder: Decoder) -> list[tuple[Attention, GatedFFN]]:

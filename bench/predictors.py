@@ -32,7 +32,7 @@ from prosparse.weights.synthetic import Knobs, PlantedBases, synthetic_weights, 
 from .check import require_same_logits
 from .clock import interleave, speedup
 from .decode import DEFAULT_RUN, fit_layers
-from .modes import CHECKED, Run, decode_row, gated_parts, in_mode, plain_parts, prefilled, step_logits
+from .modes import CHECKED, Run, decode_row, in_mode, prefilled, step_logits
 from .probe import Probe
 from .progress import Progress, stage
 from .row import Row
@@ -182,9 +182,9 @@ def _predicted(decoder: Decoder, selectors: Sequence[Selector]) -> Decoder:
 
 def _with_selector(ffn: FFN, selector: Selector) -> FFN:
     if isinstance(ffn, PlainFFN):
-        return PlainPredictedFFN(*plain_parts(ffn), selector=selector)
+        return PlainPredictedFFN(*ffn.parts(), selector=selector)
     assert isinstance(ffn, GatedFFN), "shapes have no experts"
-    return PredictedFFN(*gated_parts(ffn), selector=selector)
+    return PredictedFFN(*ffn.parts(), selector=selector)
 
 
 def _check(decoders: dict[str, Decoder], name: str, selectors: Sequence[Selector], tokens: Tensor, pp: int) -> None:

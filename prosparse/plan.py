@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prosparse.kernels.checks import MAX_ROWS
 from prosparse.kernels.weight import LAYOUTS
 
 from .config import ModelConfig
@@ -19,6 +20,7 @@ from .errors import MissingFileError, UserError
 
 UNPREDICTED = ("dense", "exact")
 MODES = (*UNPREDICTED, "predicted")
+STEP_ROWS = (1, 2, 4, 8, MAX_ROWS)  # tokens of a step, from one number to the next, that are decided on together
 SCHEMA_VERSION = 1
 
 
@@ -85,17 +87,26 @@ class LayerPlan:
         mode: one of `MODES`.
         layout: of its weights, one of `LAYOUTS`; every mode runs on each.
         split: between GPU and CPU; None where the whole model is on one device.
+        dense_rows: of an exact layer, the numbers of tokens, each of `STEP_ROWS` standing for those up to it, whose
+            steps the dense kernel computes, since few neurons are at zero: what is skipped there costs more than it
+            saves, and the result is that of exact.
     """
 
     mode: str
     layout: str = "rows"
     split: Split | None = None
+    dense_rows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(f"plan: mode is {self.mode!r}; supported are {', '.join(MODES)}")
         if self.layout not in LAYOUTS:
             raise UserError(f"plan: layout is {self.layout!r}; supported are {', '.join(LAYOUTS)}")
+        if self.dense_rows and (self.mode != "exact" or self.split is not None):
+            raise UserError("plan: dense_rows is for exact layers on one device; leave it out of others")
+        if not set(self.dense_rows) <= set(STEP_ROWS):
+            supported = ", ".join(map(str, STEP_ROWS))
+            raise UserError(f"plan: dense_rows is {list(self.dense_rows)}; supported are {supported}")
 
 
 @dataclass(frozen=True)
@@ -170,5 +181,7 @@ class Plan:
         return cls.from_json(text, str(path))
 
 
-def _layer(split: dict[str, Any] | None = None, **others: Any) -> LayerPlan:
-    return LayerPlan(split=None if split is None else Split(**split), **others)
+def _layer(split: dict[str, Any] | None = None, dense_rows: list[int] | None = None, **others: Any) -> LayerPlan:
+    return LayerPlan(
+        split=None if split is None else Split(**split), dense_rows=tuple(dense_rows or ()), **others
+    )  # fmt: skip

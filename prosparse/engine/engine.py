@@ -18,6 +18,7 @@ from ..config import ModelConfig, SamplingParams
 from ..errors import UserError
 from ..model.decoder import Decoder
 from ..plan import Plan
+from .choice import KernelChoice, TimesOf
 from .embeds import check_embeds
 from .graph import StepPool
 from .request import Generation, Request
@@ -33,7 +34,7 @@ class Engine:
     """A model ready to run. Made by `prosparse.load`; holds no state of a run, so threads may share it.
 
     Attributes:
-        config, plan, tokenizer: what was loaded, and how each layer runs.
+        config, tokenizer: what was loaded.
         context: the most tokens a prompt and its text may have together.
         stats: of the latest finished prompt; empty before the first. See `prosparse.engine.stats`.
     """
@@ -48,16 +49,22 @@ class Engine:
         audit: int = 0,
         deterministic: bool = False,
         pool: StepPool | None = None,
+        times: TimesOf | None = None,
     ) -> None:
         self.prefill_chunk = MAX_ROWS if deterministic else PREFILL_CHUNK
         self.audit, self._pool = audit, pool
-        self.decoder, self.tokenizer, self.plan = decoder, tokenizer, plan
+        self.decoder, self.tokenizer, self._choice = decoder, tokenizer, KernelChoice(decoder, plan, times)
         self.model_sampling, self.kv_dtype = model_sampling, kv_dtype
         self.stats: dict[str, Any] = {}
 
     @property
     def config(self) -> ModelConfig:
         return self.decoder.config
+
+    @property
+    def plan(self) -> Plan:
+        """How each layer runs; `dense_rows` follows what runs count, and a copy that is loaded starts from there."""
+        return self._choice.plan
 
     @property
     def context(self) -> int:
@@ -247,11 +254,14 @@ class Engine:
         return ids
 
     def _session(self, prompts: int) -> Session:
+        self._choice.settle()
         slots = prompts if self.plan.placement is None else 1  # a budget has room for the cache of one
-        return Session(self.decoder, self.kv_dtype, slots, self.context, self.audit, self.prefill_chunk, self._pool)
+        return Session(
+            self.decoder, self.kv_dtype, slots, self.context, self.audit, self.prefill_chunk, self._pool, self._choice
+        )
 
     def _finished(self, request: Request, session: Session) -> Generation:
-        self.stats = request_stats(request, session, self.decoder)
+        self.stats = request_stats(request, session, self.decoder, self.plan)
         return Generation(request.text, request.token_ids, request.finish_reason, self.stats)
 
 

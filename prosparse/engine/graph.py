@@ -25,6 +25,7 @@ from ..model.step import DeviceStep
 log = logging.getLogger("prosparse")
 
 LATE = 2  # steps launched beyond the one that is read: what the host does for a token takes a tenth of a step
+CHOICES = 2  # graphs for a number of sequences, one per choice of kernels: the latest, and the one before
 
 
 class Step(Protocol):
@@ -72,7 +73,7 @@ class CudaGraph:
 
 
 class Steps:
-    """A cache, and the steps over it by number of sequences. One run at a time uses it.
+    """A cache, and the steps over it by number of sequences and choice of kernels. One run at a time uses it.
 
     Args:
         decoder: the network.
@@ -91,7 +92,7 @@ class Steps:
         self.cache, self.tally = cache, new_tally(decoder.device, decoder.config.layers)
         self.failed = False
         self._decoder, self._make_step, self._new_graph = decoder, make_step, new_graph or _graphs_of_one_pool()
-        self._recorded: dict[int, tuple[Step, Graph]] = {}
+        self._recorded: dict[tuple[int, Decoder], tuple[Step, Graph]] = {}
         cuda = decoder.device.type == "cuda"
         held = LATE + 1
         self._ids = torch.zeros(held, MAX_ROWS, dtype=torch.int64, pin_memory=cuda)
@@ -111,12 +112,19 @@ class Steps:
         return self._step.logits
 
     @torch.inference_mode()
-    def begin(self, ids: Tensor, slots: tuple[int, ...], starts: tuple[int, ...]) -> bool:
-        """Set what the next step takes: tokens ids [sequences] int64 at `starts`. False where no graph can be made."""
-        if self.failed or len(slots) not in self._recorded and not self._record(ids, slots, starts):
+    def begin(
+        self, ids: Tensor, slots: tuple[int, ...], starts: tuple[int, ...], decoder: Decoder | None = None
+    ) -> bool:
+        """Set what the next step takes: tokens ids [sequences] int64 at `starts`. False where no graph can be made.
+
+        `decoder` is the same network with other kernels, whose steps have graphs of their own.
+        """
+        decoder = decoder or self._decoder
+        key = len(slots), decoder
+        if self.failed or key not in self._recorded and not self._record(decoder, ids, slots, starts):
             return False
         self._launched = 0
-        step, graph = self._recorded[len(slots)]
+        step, graph = self._recorded[key]
         if step is not self._step or (slots, starts) != (self._slots, self._starts):
             self._step, self._graph = step, graph
             self._set(step, ids, slots, starts)
@@ -159,10 +167,13 @@ class Steps:
         step.slots.copy_(torch.tensor(slots, dtype=torch.int32))
         step.starts.copy_(torch.tensor(starts, dtype=torch.int32))
 
-    def _record(self, ids: Tensor, slots: tuple[int, ...], starts: tuple[int, ...]) -> bool:
+    def _record(self, decoder: Decoder, ids: Tensor, slots: tuple[int, ...], starts: tuple[int, ...]) -> bool:
         before = self.tally.clone()
+        others = [key for key in self._recorded if key[0] == len(slots)]
+        for key in others[: len(others) + 1 - CHOICES]:
+            del self._recorded[key]
         try:
-            step, graph = self._make_step(self._decoder, self.cache, self.tally, len(slots)), self._new_graph()
+            step, graph = self._make_step(decoder, self.cache, self.tally, len(slots)), self._new_graph()
             self._set(step, ids, slots, starts)  # recording may compute this very step, which does no harm
             graph.capture(step)
         except Exception as error:  # whatever it is, decoding goes on without
@@ -170,7 +181,7 @@ class Steps:
             log.warning("engine: no CUDA graph (%s: %s); decoding op by op", type(error).__name__, reason)
             self.failed = True
         else:
-            self._recorded[len(slots)] = step, graph
+            self._recorded[len(slots), decoder] = step, graph
         self.tally.copy_(before)
         self._step = None  # what is set is no longer what the next step should take
         return not self.failed

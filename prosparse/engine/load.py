@@ -27,6 +27,7 @@ from ..weights.neuron_profile import Profile, content_key
 from ..weights.predictor import LayerPredictor, Predictor
 from .audit import check_every
 from .budget import known_profile, plan_for
+from .choice import times_of
 from .divided import Sharing, agreed, check_room, divide, fast_device, tiers_of
 from .engine import Engine
 from .graph import StepPool
@@ -88,6 +89,7 @@ def load(
         machine: to plan for, with a budget: a Machine, its file or a preset's name.
         deterministic: read prompts in steps of 16 tokens by the kernels of decode steps, slower, so that all bits are
             the same for any number of threads. Decode steps are that always, and runs repeat to the bit either way.
+            Nothing is timed then: every layer runs as planned.
         progress: called with (bytes done, bytes in all) while weights are read.
 
     Raises:
@@ -149,9 +151,9 @@ def load(
     log.info("%s: %s weights, mode %s (%s)", name, held, chosen.mode, chosen.reason)
     kv_dtype = torch.float32 if fmt == "fp32" else torch.bfloat16
     pool = None if why_no_step(decoder) else StepPool(decoder, kv_dtype)
-    return Engine(
-        decoder, tokenizer, chosen, model_sampling, kv_dtype, check_every(audit, chosen.mode), deterministic, pool
-    )
+    times = None if deterministic else times_of(decoder, chosen)
+    every = check_every(audit, chosen.mode)
+    return Engine(decoder, tokenizer, chosen, model_sampling, kv_dtype, every, deterministic, pool, times)
 
 
 def assemble(

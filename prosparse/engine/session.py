@@ -16,6 +16,7 @@ from prosparse.kernels.checks import MAX_ROWS
 from ..model.cache import KVCache
 from ..model.decoder import Decoder
 from .audit import Audit
+from .choice import Follower, KernelChoice
 from .graph import LATE, StepPool
 from .request import Request
 
@@ -34,6 +35,7 @@ class Session:
         audit: steps from one audit of the predictor to the next; 0 for none.
         chunk: tokens of a prompt at a time.
         pool: lends the cache, and steps that run ahead of the host; then `close` gives them back.
+        choice: which kernels compute exact layers; None leaves that to the decoder's blocks.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Session:
         audit: int = 0,
         chunk: int = PREFILL_CHUNK,
         pool: StepPool | None = None,
+        choice: KernelChoice | None = None,
     ) -> None:
         self.decoder, self.chunk, self._pool = decoder, chunk, pool
         slots = min(slots, MAX_ROWS)
@@ -58,12 +61,20 @@ class Session:
             self.tally = decoder.new_tally()
         self.audit = Audit(decoder, audit) if audit else None
         self.steps = self.decode_tokens = self.positions_read = 0
+        frozen = self.steps_ahead is not None
+        self._follower = None if choice is None else Follower(choice, lambda: self.done, frozen)
 
     @property
     def done(self) -> list[list[int]]:
         """What the decode steps did, per layer: see `kernels.tally`."""
         parts = [self.tally] if isinstance(self.tally, Tensor) else self.tally
         return [layer for part in parts for layer in part.tolist()]
+
+    @property
+    def dense_steps(self) -> list[int]:
+        """How many of the decode steps the dense kernel computed in place of the exact one, per layer."""
+        ran = {} if self._follower is None else self._follower.ran
+        return [sum(n for dense, n in ran.items() if dense[layer]) for layer in range(len(self.decoder.blocks))]
 
     @torch.inference_mode()
     def prefill(self, token_ids: Tensor, slot: int = 0, start: int = 0, chunk: int | None = None) -> Iterator[Tensor]:
@@ -80,18 +91,27 @@ class Session:
     def decode(self, token_ids: Tensor, slots: tuple[int, ...], starts: tuple[int, ...]) -> Tensor:
         """One step: token_ids [slots, rows] at `starts`; returns logits [slots * rows, vocab] float32."""
         watch = None if self.audit is None else self.audit.of_step(self.steps)
-        hidden = self.decoder.decode(token_ids.to(self.decoder.device), slots, starts, self.cache, self.tally, watch)
+        decoder = self._decoder(token_ids.numel())
+        hidden = decoder.decode(token_ids.to(self.decoder.device), slots, starts, self.cache, self.tally, watch)
         self._count(starts, token_ids.shape[1])
         return self.decoder.logits(hidden)
 
     def close(self) -> None:
         """Give back what the pool lent; nothing but what was counted is of use then."""
+        if self._follower is not None:
+            self._follower.close()
         if self._pool is not None and self.steps_ahead is not None:
             self.tally = self.steps_ahead.tally.clone()
             self._pool.take_back(self.steps_ahead)
             self.steps_ahead = None
 
+    def _decoder(self, tokens: int) -> Decoder:
+        """What computes a step of so many tokens."""
+        return self.decoder if self._follower is None else self._follower.decoder(tokens)
+
     def _count(self, starts: tuple[int, ...], rows: int = 1) -> None:
+        if self._follower is not None:
+            self._follower.count(len(starts) * rows)
         self.steps += 1
         self.decode_tokens += len(starts) * rows
         window = self.decoder.config.sliding_window
@@ -133,15 +153,16 @@ class Session:
         requests = list(running.values())
         last = torch.stack([request.ids[request.length - 1] for _, request in requests])
         slots, starts = tuple(running), tuple(request.length - 1 for _, request in requests)
-        if self.steps_ahead is None or not self.steps_ahead.begin(last, slots, starts):
+        ahead = self.steps_ahead
+        if ahead is None or not ahead.begin(last, slots, starts, self._decoder(len(slots))):
             logits = self.decode(last[:, None], slots, starts)
         elif all(request.is_greedy for _, request in requests):
             yield from self._run_ahead(requests, starts)
             return
         else:
-            self.steps_ahead.launch()
+            ahead.launch()
             self._count(starts)
-            logits = self.steps_ahead.logits
+            logits = ahead.logits
         for i, (number, request) in enumerate(requests):
             yield number, request.advance(logits[i])
 

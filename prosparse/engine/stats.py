@@ -15,6 +15,9 @@ cold                  of a model on two devices, over the run's decode steps: {"
                       many were "slow", on the slow device alone; "share" of the active neurons of the shared ones that
                       were computed there; "parts", times that a step came to a shared layer, and how many of these
                       were "skipped" there, nothing cold being active}; None on one device
+ffn_kernels           per layer, what computed its decode steps: its mode, or where an exact layer has so few zeros that
+                      the dense kernel is faster, "dense", or "exact and dense" in a run that changed over; None without
+                      decode steps: see `prosparse.engine.choice`
 kernels               which implementation computed
 """
 
@@ -27,6 +30,7 @@ from prosparse.kernels.tally import COLD_STEPS, COLD_UP_ROWS, NONZERO, PREDICTED
 from .. import machine
 from ..model.decoder import Decoder
 from ..model.tiers import SLOW
+from ..plan import Plan
 from ..sparsity import has_selector
 from .request import Request
 from .session import Session
@@ -81,7 +85,18 @@ def cold_stats(session: Session, decoder: Decoder) -> dict[str, Any] | None:
     }
 
 
-def request_stats(request: Request, session: Session, decoder: Decoder) -> dict[str, Any]:
+def ffn_kernels(session: Session, plan: Plan) -> list[str] | None:
+    """What computed the FFN of each layer; None before any decode step."""
+    if not session.steps:
+        return None
+    names = []
+    for layer, dense_steps in zip(plan.layers, session.dense_steps, strict=True):
+        changed = "dense" if dense_steps == session.steps else f"{layer.mode} and dense"
+        names.append(changed if dense_steps else layer.mode)
+    return names
+
+
+def request_stats(request: Request, session: Session, decoder: Decoder, plan: Plan) -> dict[str, Any]:
     """The stats of one finished request of a run."""
     decoded = request.generated - 1
     seconds = request.last_at - request.first_at
@@ -95,5 +110,6 @@ def request_stats(request: Request, session: Session, decoder: Decoder) -> dict[
         "tokens_per_s": decoded / seconds if decoded and seconds > 0 else None,
         "bytes_per_token": bytes_per_token(session, decoder),
         "cold": cold_stats(session, decoder),
+        "ffn_kernels": ffn_kernels(session, plan),
         "kernels": " and ".join(dict.fromkeys(machine.kernel_name(device) for device in decoder.tiers.devices)),
     }

@@ -53,10 +53,10 @@ def circumstances() -> dict[str, str]:
     }
 
 
-def cache_file(facts: dict[str, str]) -> Path:
-    """Where the measurement under these circumstances is kept."""
+def cache_file(facts: dict[str, str], what: str = "machine") -> Path:
+    """Where a measurement under these circumstances is kept."""
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    return this.cache_folder() / f"machine-{key}.json"
+    return this.cache_folder() / f"{what}-{key}.json"
 
 
 def _read(path: Path) -> Machine | None:

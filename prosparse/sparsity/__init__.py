@@ -8,6 +8,7 @@ from .plain import PlainDenseFFN, PlainExactFFN, PlainFFN
 from .plain_predicted import PlainPredictedFFN
 from .predicted import PredictedFFN
 from .selectors import Selector, has_selector
+from .twin import dense_twin
 
 __all__ = [
     "DenseFFN",
@@ -20,6 +21,7 @@ __all__ = [
     "PlainPredictedFFN",
     "PredictedFFN",
     "Selector",
+    "dense_twin",
     "has_selector",
     "other_ffn",
 ]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from prosparse.kernels.activation import Activation, gate_value, up_value
+from prosparse.kernels.activation import KINDS, Activation, gate_value, up_value
 from prosparse.kernels.add_scaled import add_scaled
 from prosparse.kernels.checks import MAX_ROWS
 from prosparse.kernels.decode_layers import Glu
@@ -89,6 +90,23 @@ class GatedFFN(ABC):
     def normed(self, residual: Tensor) -> Tensor:
         """The input of the gate, from the residual."""
         return rms_norm(residual, self.norm, self.norm_eps)
+
+    def parts(self) -> tuple[Any, ...]:
+        """What it is made of, in the order in which it is made."""
+        return self.norm, self.norm_eps, self.gate, self.up, self.down, self.activation, self.scale
+
+    def gate_of(self, x: Tensor) -> Tensor:
+        """Pre-activations of normed inputs, [tokens, neurons] float32."""
+        return linear(x, self.gate)
+
+    def at_threshold(self, x: Tensor, threshold: float, dense: bool, tally: Tensor) -> Tensor:
+        """What an exact or a dense step computes of x, with gates that open from any threshold on, also a negative one.
+
+        So one input meets any activation sparsity: for timing.
+        """
+        op = torch.ops.prosparse.glu_dense if dense else torch.ops.prosparse.glu_exact
+        codes, on_up = (self.gate.codes, self.up.codes, self.down.codes), self.activation.on_up
+        return op(x, *codes, KINDS.index("fatrelu"), threshold, on_up, tally)
 
     @abstractmethod
     def glu(self) -> Glu | None:

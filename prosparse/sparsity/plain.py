@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from prosparse.kernels.activation import Activation, gate_value
+from prosparse.kernels.activation import KINDS, Activation, gate_value
 from prosparse.kernels.checks import MAX_ROWS
 from prosparse.kernels.decode_layers import Glu
 from prosparse.kernels.layer_norm import normalize
@@ -60,10 +61,7 @@ class PlainFFN(ABC):
         if residual.shape[0] <= MAX_ROWS and view is None:
             tally = new_tally(residual.device)
             return self._add(residual, plain_dense(x, self.gate, self.gate_bias, self.down, self.down_bias, act, tally))
-        g = linear(x, self.gate)
-        if self.gate_bias is not None:
-            g = g + self.gate_bias
-        h = gate_value(g, act.code, act.threshold)
+        h = gate_value(self.gate_of(x), act.code, act.threshold)
         if view is not None:
             h = view(residual, x, h, h)
         y = gemm_transposed(h, self.down)
@@ -88,6 +86,22 @@ class PlainFFN(ABC):
     def normed(self, residual: Tensor) -> Tensor:
         """The input of the gate, from the residual."""
         return residual if self.post_norm else self._normed(residual)
+
+    def parts(self) -> tuple[Any, ...]:
+        """What it is made of, in the order in which it is made."""
+        matrices = (self.gate, self.gate_bias, self.down, self.down_bias)
+        return self.norm, self.norm_bias, self.norm_eps, *matrices, self.activation, self.scale, self.post_norm
+
+    def gate_of(self, x: Tensor) -> Tensor:
+        """Pre-activations of normed inputs, [tokens, neurons] float32."""
+        g = linear(x, self.gate)
+        return g if self.gate_bias is None else g + self.gate_bias
+
+    def at_threshold(self, x: Tensor, threshold: float, dense: bool, tally: Tensor) -> Tensor:
+        """See `GatedFFN.at_threshold`."""
+        op = torch.ops.prosparse.plain_dense if dense else torch.ops.prosparse.plain_exact
+        matrices = (self.gate.codes, self.gate_bias, self.down.codes, self.down_bias)
+        return op(x, *matrices, KINDS.index("fatrelu"), threshold, tally)
 
     def _normed(self, residual: Tensor) -> Tensor:
         return normalize(residual, self.norm, self.norm_bias, self.norm_eps)
