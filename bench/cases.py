@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from .adaptive import compare_adaptive
 from .decode import compare
 from .embedded_predictors import compare_embedded
 from .ffn import compare_ffn
@@ -48,6 +49,9 @@ CASES: dict[str, Case] = {
     "ffn-1b-int4": partial(compare_ffn, ONE, weights="int4", calls=300),
     "ffn-1b-fp32": partial(compare_ffn, ONE, weights="fp32", calls=200),
     "ffn-7b-bf16": partial(compare_ffn, SEVEN, weights="bf16", calls=100),
+    "adaptive-1b-bf16": partial(compare_adaptive, ONE, "bf16"),
+    "adaptive-1b-int8": partial(compare_adaptive, ONE, "int8"),
+    "adaptive-1b-int4": partial(compare_adaptive, ONE, "int4"),
     "ops-1b-bf16": partial(compare_ops, ONE, "bf16", 0.88),
     "ops-1b-int8": partial(compare_ops, ONE, "int8", 0.88),
     "ops-1b-int4": partial(compare_ops, ONE, "int4", 0.88),

@@ -55,6 +55,37 @@ def compare_ffn(
         UserError: no such shape or format, or a sparsity out of range.
         MachineError: not enough memory, or an op is wrong.
     """
+    if bad := [sparsity for sparsity in sparsities if not 0 <= sparsity <= 1]:
+        raise UserError(f"bench: activation sparsity must be from 0 to 1, got {bad[0]}")
+    config, layers = cold_layers(shape, weights)
+    probe, rows = Probe(), []
+    for number, sparsity in enumerate(sparsities):
+        if progress is not None:
+            progress("timing", number, len(sparsities))
+        rows += time_ffn(
+            layers,
+            config.activation,
+            shift_of(config, sparsity),
+            calls,
+            probe,
+            shape=shape,
+            synthetic=knobs_of(sparsity),
+        )
+    return rows
+
+
+def knobs_of(sparsity: float) -> dict[str, float]:
+    """What such weights and inputs have: all neurons and all inputs are alike, tokens share active ones by chance."""
+    return Knobs(sparsity, skew=0.2, predictability=0.0, overlap=1 - sparsity).as_dict()
+
+
+def cold_layers(shape: str, weights: str) -> tuple[ModelConfig, list[Layer]]:
+    """Copies of a layer of a shape, more of them than a cache holds.
+
+    Raises:
+        UserError: no such shape or format, or its FFNs are others.
+        MachineError: not enough memory.
+    """
     config = shape_named(shape)
     if not config.gated:
         raise UserError(
@@ -64,23 +95,11 @@ def compare_ffn(
         raise UserError(
             f"bench: the ffn subject needs a shape without dReLU, and {shape} has it; use the decode subject"
         )
-    if bad := [sparsity for sparsity in sparsities if not 0 <= sparsity <= 1]:
-        raise UserError(f"bench: activation sparsity must be from 0 to 1, got {bad[0]}")
     maker = MatrixMaker(weights)
     layer_bytes = 3 * config.neurons * bytes_per_row(weights, config.hidden)
     copies = max(2, -(-BUFFER_BYTES // layer_bytes))
     maker.expect(copies * layer_bytes)
-    layers = [make_layer(maker, config.neurons, config.hidden) for _ in range(copies)]
-    probe, rows = Probe(), []
-    for number, sparsity in enumerate(sparsities):
-        if progress is not None:
-            progress("timing", number, len(sparsities))
-        # all neurons and all inputs are alike: tokens share active neurons by chance
-        knobs = Knobs(sparsity, skew=0.2, predictability=0.0, overlap=1 - sparsity).as_dict()
-        rows += time_ffn(
-            layers, config.activation, shift_of(config, sparsity), calls, probe, shape=shape, synthetic=knobs
-        )
-    return rows
+    return config, [make_layer(maker, config.neurons, config.hidden) for _ in range(copies)]
 
 
 def time_ffn(
@@ -115,7 +134,7 @@ def time_ffn(
 
     timings = interleave({**{mode: subject(mode) for mode in OPS}, "probe": probe}, calls, WARM_UP)
     done = {mode: (tally.double() / (calls + WARM_UP)).tolist() for mode, tally in tallies.items()}
-    return [_row(mode, done[mode], layers, timings, repeat=1, **labels) for mode in OPS]
+    return [ffn_row(mode, mode, done[mode], layers, timings, subject="ffn", repeat=1, **labels) for mode in OPS]
 
 
 def shift_of(config: ModelConfig, sparsity: float) -> float:
@@ -141,19 +160,26 @@ def make_layer(maker: MatrixMaker, neurons: int, hidden: int) -> Layer:
     return gate, up, make_down(maker, neurons, hidden)
 
 
-def _row(
-    mode: str, done: Sequence[float], layers: Sequence[Layer], timings: dict[str, Timing], **labels: object
+def ffn_row(
+    name: str,
+    mode: str,
+    done: Sequence[float],
+    layers: Sequence[Layer],
+    timings: dict[str, Timing],
+    batch: int = 1,
+    **labels: object,
 ) -> Row:
+    """The row of what an interleaved run calls `name`, in a mode; `done` is the tally of a call."""
     gate, up, down = layers[0]
     held = len(layers) * (gate.nbytes + up.nbytes + down.nbytes)
     must_read = gate.nbytes + done[UP_ROWS] * up.row_bytes + done[DOWN_ROWS] * down.row_bytes
     return make_row(
-        subject="ffn",
         layers=1,
         mode=mode,
         weights=gate.format,
-        activation_sparsity=round(1 - done[NONZERO] / gate.shape[0], 6),
-        **measured(timings, mode),
-        **floor(must_read, held, timings["probe"], timings[mode]),
+        batch=batch,
+        activation_sparsity=round(1 - done[NONZERO] / (batch * gate.shape[0]), 6),
+        **measured(timings, name),
+        **floor(must_read, held, timings["probe"], timings[name]),
         **labels,
     )

@@ -28,7 +28,7 @@ def _title(row: Row) -> str:
     of = row["model"] or row["shape"]
     if row["subject"] == "hybrid":
         return f"hybrid {of}, {row['weights']}, simulated"
-    if row["layers"] == 1 and row["subject"] != "ffn" or row["subject"] == "decode_layers":
+    if row["layers"] == 1 and row["subject"] not in ("ffn", "adaptive") or row["subject"] == "decode_layers":
         return f"ops {of}"
     batch = f", {row['batch']} sequences" if row["batch"] > 1 else ""
     weights = "" if row["subject"] in ("prefill", "load") else f", {row['weights']}"
@@ -124,7 +124,7 @@ def _columns(subject: str) -> list[Column]:
         ]
     return [
         *(prompt if subject == "prefill" else []),
-        ("mode", lambda row: row["mode"]),
+        ("mode", lambda row: f"exact, {row['part']}" if subject == "adaptive" and row["part"] else row["mode"]),
         *(zeros if subject != "prefill" else []),
         ("tokens/s", lambda row: _or_dash(row["tokens_per_s"], "{:.1f}")),
         ("p10\nms", lambda row: _ms(row["p10_us"])),

@@ -19,7 +19,7 @@ DESCRIPTION = (
     "mode must give the same result first. Without a model or a shape it times the embedded model; with --shape it "
     "times synthetic weights of a real model's shape."
 )
-SUBJECTS = ("decode", "prefill", "ffn", "ops", "quality")
+SUBJECTS = ("decode", "prefill", "ffn", "adaptive", "ops", "quality")
 SPARSITY = 0.88  # MiniCPM-S-1B's
 
 
@@ -32,8 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--subject",
         choices=SUBJECTS,
         default="decode",
-        help="decode: tokens; prefill: prompts against PyTorch's GEMMs; ffn: one FFN from 0 to 98 %% zeros; ops: every "
-        "op alone; quality: formats against fp32, on text (default: decode)",
+        help="decode: tokens; prefill: prompts against PyTorch's GEMMs; ffn: one FFN from 0 to 98 %% zeros; "
+        "adaptive: that with the kernel that an engine chooses; ops: every op alone; quality: formats against fp32, on "
+        "text (default: decode)",
     )
     what.add_argument("--modes", default="dense,exact", metavar="LIST", help="of decode (default: dense,exact)")
     what.add_argument(
@@ -91,7 +92,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("bench: --sparsity belongs to --shape; a model's own activation sparsity is measured")
     if args.fatrelu_threshold is not None and args.shape is not None:
         raise UserError("bench: --fatrelu-threshold belongs to a model; a shape has its own")
-    if args.subject in ("prefill", "ffn", "ops") and args.shape is None:
+    if args.subject in ("prefill", "ffn", "adaptive", "ops") and args.shape is None:
         raise UserError(f"bench: --subject {args.subject} times synthetic weights; pass --shape minicpm-s-1b")
     if args.subject == "quality" and args.shape is not None:
         raise UserError("bench: --subject quality needs a model that has learned something; leave --shape out")
@@ -101,6 +102,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of every format asked for."""
+    from ..bench.adaptive import compare_adaptive
     from ..bench.decode import compare, compare_model
     from ..bench.ffn import compare_ffn
     from ..bench.modes import Run
@@ -119,6 +121,7 @@ def _measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     measure: dict[str, Callable[[str, Any], list[dict[str, Any]]]] = {
         "prefill": lambda fmt, line: compare_prefill(args.shape, prompts, fmt, progress=line),
         "ffn": lambda fmt, line: compare_ffn(args.shape, weights=fmt, progress=line),
+        "adaptive": lambda fmt, line: compare_adaptive(args.shape, fmt, progress=line),
         "ops": lambda fmt, line: compare_ops(args.shape, fmt, sparsity, progress=line),
         "quality": lambda fmt, line: compare_quality(args.model, [(fmt, "auto")], modes, progress=line),
     }

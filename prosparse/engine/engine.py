@@ -18,9 +18,10 @@ from ..config import ModelConfig, SamplingParams
 from ..errors import UserError
 from ..model.decoder import Decoder
 from ..plan import Plan
-from .choice import KernelChoice, TimesOf
+from .choice import TimesOf
 from .embeds import check_embeds
 from .graph import StepPool
+from .kernels import KernelChoice
 from .request import Generation, Request
 from .session import PREFILL_CHUNK, Progress, Session
 from .stats import request_stats

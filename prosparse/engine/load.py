@@ -27,10 +27,10 @@ from ..weights.neuron_profile import Profile, content_key
 from ..weights.predictor import LayerPredictor, Predictor
 from .audit import check_every
 from .budget import known_profile, plan_for
-from .choice import times_of
 from .divided import Sharing, agreed, check_room, divide, fast_device, tiers_of
 from .engine import Engine
 from .graph import StepPool
+from .kernels import times_of
 from .profiling import WINDOW
 from .source import held_formats, open_source
 

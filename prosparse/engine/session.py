@@ -16,8 +16,8 @@ from prosparse.kernels.checks import MAX_ROWS
 from ..model.cache import KVCache
 from ..model.decoder import Decoder
 from .audit import Audit
-from .choice import Follower, KernelChoice
 from .graph import LATE, StepPool
+from .kernels import Follower, KernelChoice
 from .request import Request
 
 Progress = Callable[[int, int], None]

@@ -188,9 +188,11 @@ class Decoder:
 
     def with_blocks(self, blocks: Sequence[tuple[Attention, FFN]]) -> Decoder:
         """The same model over the same tables with other blocks."""
-        return Decoder(
+        made = Decoder(
             self.config, self.embed, blocks, self.final_norm, self.lm_head, self.context, self.ends, self.tiers
         )
+        made._ropes = self._ropes
+        return made
 
     def _steps(self, slots: tuple[int, ...], starts: tuple[int, ...], rows: int) -> dict[Tier, Step]:
         return {tier: Step.at(slots, starts, rows, rope) for tier, rope in self._ropes.items()}

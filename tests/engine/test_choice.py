@@ -13,9 +13,10 @@ from steps_by_hand import CalledAgain, DecoderStep
 from tiny_engine import make_model, some_tokens
 
 import prosparse
-from prosparse.engine import Engine, choice, load
-from prosparse.engine.choice import MARGIN, KernelChoice, step_rows, times_of
+from prosparse.engine import Engine, choice, kernels, load
+from prosparse.engine.choice import MARGIN, step_rows
 from prosparse.engine.graph import StepPool
+from prosparse.engine.kernels import KernelChoice, times_of
 from prosparse.hardware import HIGHEST, KeptTimes, Times
 from prosparse.kernels import cpu
 from prosparse.plan import STEP_ROWS, LayerPlan, Plan
@@ -30,7 +31,7 @@ LONG = {"ignore_eos": True, "max_new_tokens": 2 * EVERY + 4}
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "LEAST", LEAST)
-    monkeypatch.setattr(choice, "EVERY", EVERY)
+    monkeypatch.setattr(kernels, "EVERY", EVERY)
 
 
 class Crossing:
@@ -187,9 +188,9 @@ def test_a_plan_takes_the_choice_along(folder: Path, plain: Engine, tmp_path: Pa
         again = load(folder, weights="fp32", plan=tmp_path / "plan.json", deterministic=deterministic)
         assert again.plan == engine.plan
         result = again.generate(some_tokens(5), **LONG)
-        kernels = result.stats["ffn_kernels"]
+        ran = result.stats["ffn_kernels"]
         # without measured times, about half zeros are too many for the dense kernel
-        assert kernels == (["dense"] * LAYERS if deterministic else ["exact and dense"] * LAYERS)
+        assert ran == (["dense"] * LAYERS if deterministic else ["exact and dense"] * LAYERS)
         assert result.token_ids == expected.token_ids
 
 
