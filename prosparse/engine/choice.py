@@ -143,7 +143,7 @@ class Choice:
             if changed:
                 shares = ", ".join(f"{i} ({zeros[i]:.0%})" for i in changed)
                 log.info(
-                    "engine: steps of up to %d tokens are computed by the %s kernel from now on in layers (neurons at "
-                    "zero) %s: dense is faster below %.0f %%, with the same result",
-                    rows, kernel, shares, 100 * crossover,
+                    "engine: the %s kernel now computes steps of %s in layers (with so many neurons at zero) %s; below "
+                    "%.1f%% dense is faster, with the same result",
+                    kernel, f"up to {rows} tokens" if rows > 1 else "1 token", shares, 100 * crossover,
                 )  # fmt: skip

@@ -174,7 +174,7 @@ def test_tokens_are_the_same_when_layers_change_over(folder: Path, weights: str,
         assert own.stats["activation_sparsity"] == before.stats["activation_sparsity"]
         assert again.stats["bytes_per_token"] > own.stats["bytes_per_token"] > before.stats["bytes_per_token"]
     (line,) = [record.message for record in caplog.records if "kernel" in record.message]
-    assert f"steps of up to {step_rows(prompts)} tokens are computed by the dense kernel" in line
+    assert f"the dense kernel now computes steps of {'1 token' if prompts == 1 else 'up to 4 tokens'} in layers" in line
     assert all(f" {layer} (" in line for layer in range(LAYERS))
 
 
