@@ -52,7 +52,7 @@ def compare_adaptive(
     weights: str = "bf16",
     rows: Sequence[int] = ROWS,
     sparsities: Sequence[float] = SPARSITIES,
-    calls: int = 300,
+    calls: int = 600,
     progress: Progress | None = None,
 ) -> list[Row]:
     """Time `glu_dense`, `glu_exact` and the one of them that an engine would choose.
