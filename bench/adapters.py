@@ -1,4 +1,8 @@
-"""Other engines beside ours: the same shape, format and tokens, call by call in the same interleaved run.
+"""Other engines beside ours: the same shape, format and tokens, in the same interleaved run.
+
+Turns are `TURN` tokens long, after `LEAD` that are not counted: an engine's threads spin for milliseconds after its
+last token and then sleep, which is nothing that a text meets. Every engine is also timed alone, before and after all
+turns, so that a row shows what taking turns did to it.
 
 `ADAPTERS` is the table of them; a new one is a file and a line here. Each says its version, and whether it computes the
 same function: then its logits must agree with ours before anything is timed.
@@ -6,19 +10,23 @@ same function: then its logits must agree with ours before anything is timed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prosparse.errors import MachineError, UserError
 from prosparse.model.decoder import Decoder
 
-from .clock import Timing
+from .clock import Samples, Timing, interleave
 from .row import Row, floor, make_row, measured
 from .with_llama_cpp import LlamaCpp
 
+TURN, LEAD = 8, 2
+ALONE = 16  # tokens, before the turns and after them
 # Of the logits, L2: what rounding every activation to the format does over all layers, a few flipped gates included.
 BOUND = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.1}
 
@@ -49,6 +57,7 @@ class Adapter(Protocol):
         """Logits [vocab] after one more token, [1] int64, at position `at`; an `at` of before goes back there."""
 
 
+Call = Callable[[int], object]  # of the clock
 Make = Callable[[Decoder, int], Adapter]  # our decoder, and the context
 
 
@@ -65,6 +74,7 @@ ADAPTERS: dict[str, Make] = {
     "transformers-eager": _transformers(compiled=False),
     "transformers-compile": _transformers(compiled=True),
     "llama-cpp": LlamaCpp,
+    "llama-cpp-fp16": partial(LlamaCpp, weights="fp16"),
 }
 
 
@@ -80,7 +90,7 @@ def check_names(names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def ready(adapter: Adapter, tokens: Tensor, pp: int, tg: int, expected: Tensor) -> Callable[[int], object]:
+def ready(adapter: Adapter, tokens: Tensor, pp: int, tg: int, expected: Tensor) -> Call:
     """A call of one token for the clock, once the prompt is read and the logits agree.
 
     Args:
@@ -110,7 +120,44 @@ def ready(adapter: Adapter, tokens: Tensor, pp: int, tg: int, expected: Tensor) 
     return call
 
 
-def adapter_row(name: str, adapter: Adapter, timings: dict[str, Timing], cache_bytes: float, **labels: object) -> Row:
+def take_turns(
+    ours: Mapping[str, Call],
+    theirs: Mapping[str, Call],
+    probe: Call,
+    tokens: int,
+    budget_s: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Timing]:
+    """Times of modes and of other engines; without these, of modes that take turns token by token.
+
+    Args:
+        ours, theirs: decode a token, by name.
+        probe: reads memory; it goes between ours and theirs, after those that leave nothing running.
+        tokens: of each.
+        budget_s, progress: see `interleave`.
+
+    Returns:
+        By name; where there are other engines, also "NAME alone".
+    """
+    calls = {**ours, "probe": probe, **theirs}
+    if not theirs:
+        return interleave(calls, tokens, budget_s=budget_s, progress=progress)
+    engines = {**ours, **theirs}
+    before = _alone(engines)
+    timings = interleave(calls, -(-tokens // TURN), budget_s=budget_s, progress=progress, turn=TURN, lead=LEAD)
+    after = _alone(engines)
+    for name in engines:
+        timings[f"{name} alone"] = Timing(np.concatenate([before[name], after[name]]), ALONE)
+    return timings
+
+
+def _alone(calls: Mapping[str, Call]) -> dict[str, Samples]:
+    return {name: interleave({name: call}, 1, turn=ALONE, lead=LEAD)[name].us for name, call in calls.items()}
+
+
+def adapter_row(
+    name: str, adapter: Adapter, timings: Mapping[str, Timing], cache_bytes: float, **labels: object
+) -> Row:
     """The row of another engine; its bytes are those of its weights and of the cache as far as it is filled."""
     timing = timings[name]
     row = make_row(

@@ -23,7 +23,8 @@ from .row import Row
 
 Case = Callable[..., list[Row]]  # called with progress=
 ONE, SEVEN, OPT = "minicpm-s-1b", "prosparse-llama-2-7b", "opt-6.7b"
-OTHERS = Run(tg=64, against=("transformers-eager", "transformers-compile"))
+LLAMA_CPP = Run(tg=128, against=("llama-cpp",))
+EAGER_AND_COMPILED = Run(tg=64, against=("transformers-eager", "transformers-compile"))
 
 
 def _generate(*arguments: Any, **options: Any) -> list[Row]:
@@ -72,10 +73,12 @@ CASES: dict[str, Case] = {
     "hybrid-7b-int4": partial(compare_hybrid, SEVEN, 0.89, weights="int4"),
     "hybrid-13b-bf16": partial(compare_hybrid, "prosparse-llama-2-13b", 0.888),
     "hybrid-70b-int4": partial(compare_hybrid, "relullama-70b", 0.7, weights="int4", tokens=4),
-    "engines-1b-bf16": partial(compare, ONE, 0.88, weights="bf16", run=OTHERS),
-    "engines-1b-llama-cpp-bf16": partial(compare, ONE, 0.88, weights="bf16", run=Run(against=("llama-cpp",))),
-    "engines-1b-llama-cpp-int8": partial(compare, ONE, 0.88, weights="int8", run=Run(against=("llama-cpp",))),
-    "engines-1b-llama-cpp-int4": partial(compare, ONE, 0.88, weights="int4", run=Run(against=("llama-cpp",))),
+    "engines-1b-transformers-bf16": partial(compare, ONE, 0.88, weights="bf16", run=EAGER_AND_COMPILED),
+    "engines-1b-llama-cpp-bf16": partial(
+        compare, ONE, 0.88, weights="bf16", run=Run(tg=128, against=("llama-cpp", "llama-cpp-fp16"))
+    ),
+    "engines-1b-llama-cpp-int8": partial(compare, ONE, 0.88, weights="int8", run=LLAMA_CPP),
+    "engines-1b-llama-cpp-int4": partial(compare, ONE, 0.88, weights="int4", run=LLAMA_CPP),
 }
 QUICK: dict[str, Case] = {
     "decode-1b-bf16": partial(compare, ONE, 0.88, weights="bf16", run=Run(tg=32)),

@@ -2,7 +2,8 @@
 
 All modes share one set of weights in one process and see the same tokens, which are given rather than sampled, so that
 they do the same work. A step's floor counts what it must read: every dense matrix, the cache, and of up and down the
-rows of its active neurons (all of them in mode dense). Other engines (`adapters`) take turns with the modes.
+rows of its active neurons (all of them in mode dense). Other engines (`adapters`) take turns with the modes, of several
+tokens each.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from prosparse.sparsity import PlainFFN
 from prosparse.sparsity.ffn import GatedFFN
 from prosparse.sparsity.of_layer import PLAIN_OF_MODE
 
-from .adapters import ADAPTERS, adapter_row, check_names, ready
+from .adapters import ADAPTERS, adapter_row, check_names, ready, take_turns
 from .check import check_block, in_lockstep, require_same_logits
-from .clock import Timing, interleave
+from .clock import Timing
 from .probe import Probe
 from .progress import Progress, stage
 from .row import Row, floor, make_row, measured
@@ -97,12 +98,10 @@ def time_decoder(
 
         return call
 
-    calls = {mode: step_of(session) for mode, session in sessions.items()}
+    steps = {mode: step_of(session) for mode, session in sessions.items()}
     others = {name: ADAPTERS[name](decoder, tokens.shape[1]) for name in check_names(run.against)}
-    calls |= {name: ready(other, tokens[0], run.pp, run.tg, logits) for name, other in others.items()}
-    timings = interleave(
-        {**calls, "probe": Probe()}, run.tg * run.repeat, budget_s=run.budget_s, progress=stage(progress, "timing")
-    )
+    theirs = {name: ready(other, tokens[0], run.pp, run.tg, logits) for name, other in others.items()}
+    timings = take_turns(steps, theirs, Probe(), run.tg * run.repeat, run.budget_s, stage(progress, "timing"))
     rows = [decode_row(mode, decoders[mode], sessions[mode], timings, run, labels) for mode in decoders]
     config, itemsize = decoder.config, next(iter(sessions.values())).cache.keys.element_size()
     cached = 2 * config.layers * config.kv_heads * config.head_dim * itemsize * (run.pp + (run.tg + 1) / 2)

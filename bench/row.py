@@ -26,10 +26,10 @@ Row = dict[str, Any]
 DENSE = "mode dense over the same weights in the same run"
 KEYS = (
     "subject", "part", "model", "shape", "layers", "synthetic", "mode", "weights", "device", "threads", "batch",
-    "context", "activation_sparsity", "predicted_sparsity", "tokens_per_s", "tpot_ms", "median_us", "p10_us", "p90_us",
-    "bytes", "bandwidth_gb_s", "floor_us", "floor_tokens_per_s", "fraction_of_floor", "dense_ratio", "dense_ratio_95",
-    "baseline", "joules_per_token", "quality", "loading", "simulated", "repeat", "calls", "run", "machine", "versions",
-    "commit", "date", "command", "note", "samples",
+    "context", "activation_sparsity", "predicted_sparsity", "tokens_per_s", "tpot_ms", "median_us", "p10_us",
+    "p90_us", "alone", "bytes", "bandwidth_gb_s", "floor_us", "floor_tokens_per_s", "fraction_of_floor",
+    "dense_ratio", "dense_ratio_95", "baseline", "joules_per_token", "quality", "loading", "simulated", "repeat",
+    "calls", "run", "machine", "versions", "commit", "date", "command", "note", "samples",
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def measured(timings: Mapping[str, Timing], name: str, base: str = "dense", base
     """The keys of a row that come out of one interleaved run.
 
     Args:
-        timings: of `interleave`, "probe" among them.
+        timings: of `interleave`, "probe" among them; "NAME alone" where the same was timed by itself.
         name: whose row it is.
         base: what it is compared with, if that was timed.
         baseline: its description.
@@ -58,6 +58,9 @@ def measured(timings: Mapping[str, Timing], name: str, base: str = "dense", base
         "run": hashlib.blake2s(timings["probe"].us.tobytes(), digest_size=4).hexdigest(),
         "samples": pack(timing),
     }
+    by_itself = timings.get(f"{name} alone")
+    if by_itself is not None:
+        keys["alone"] = {"median_us": round(by_itself.median, 2), "p10_us": round(by_itself.p10, 2)}
     if base not in timings:
         return keys
     ratio = speedup(timings[base], timing)

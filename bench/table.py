@@ -31,7 +31,7 @@ def _title(row: Row) -> str:
     if row["layers"] == 1 and row["subject"] not in ("ffn", "adaptive") or row["subject"] == "decode_layers":
         return f"ops {of}"
     batch = f", {row['batch']} sequences" if row["batch"] > 1 else ""
-    weights = "" if row["subject"] in ("prefill", "load") else f", {row['weights']}"
+    weights = "" if row["subject"] in ("prefill", "load") or row.get("alone") else f", {row['weights']}"
     return f"{row['subject']} {of}{weights}{batch}"
 
 
@@ -45,7 +45,8 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    columns = _columns(title.split()[0])
+    subject = "engines" if rows[0].get("alone") else title.split()[0]
+    columns = _columns(subject)
     for name, _ in columns:
         table.add_column(name, justify="left" if name in TEXTS else "right", no_wrap=True)
     for row in rows:
@@ -101,6 +102,7 @@ def _columns(subject: str) -> list[Column]:
         ]
     prompt: list[Column] = [("prompt", lambda row: row["part"]), weights]
     zeros: list[Column] = [("activation\nsparsity", lambda row: _or_dash(row["activation_sparsity"], "{:.1%}"))]
+    alone: list[Column] = [("\nalone", lambda row: f"{1e6 / row['alone']['median_us']:.1f}")]
     if subject == "predictors":
         return [
             ("mode", lambda row: row["part"] or row["mode"]),
@@ -125,8 +127,10 @@ def _columns(subject: str) -> list[Column]:
     return [
         *(prompt if subject == "prefill" else []),
         ("mode", lambda row: f"exact, {row['part']}" if subject == "adaptive" and row["part"] else row["mode"]),
+        *([weights] if subject == "engines" else []),
         *(zeros if subject != "prefill" else []),
         ("tokens/s", lambda row: _or_dash(row["tokens_per_s"], "{:.1f}")),
+        *(alone if subject == "engines" else []),
         ("p10\nms", lambda row: _ms(row["p10_us"])),
         ("median\nms", lambda row: _ms(row["median_us"])),
         read,

@@ -1,18 +1,22 @@
 """llama.cpp beside ours, through llama-cpp-python where that is installed: the same sizes, format and tokens.
 
 It knows no ReLU in a Llama: its gate is SiLU, whatever the file says, and MiniCPM's scalings are left out. So it does
-the work of our mode dense and gives other logits, which its rows say. The weights go through a temporary file.
+the work of our mode dense and gives other logits, which its rows say. The weights go through a temporary file, which
+is not mapped, so that it may repack them. Its buffers come from malloc: they are on huge pages, like our weights, if
+the process was started with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, which a row's note tells.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -30,6 +34,7 @@ class LlamaCpp:
     Args:
         decoder: ours, whose weights are written out for it.
         context: positions of its cache.
+        weights: format that it is given; None is ours.
 
     Raises:
         UnsupportedError: it is not installed.
@@ -37,9 +42,8 @@ class LlamaCpp:
     """
 
     same_function = False
-    note: str | None = "llama.cpp computes SiLU for a llama: the same sizes and bytes as ours, another function"
 
-    def __init__(self, decoder: Decoder, context: int) -> None:
+    def __init__(self, decoder: Decoder, context: int, weights: str | None = None) -> None:
         try:
             self._library: Any = importlib.import_module("llama_cpp")
         except ImportError as fault:
@@ -47,8 +51,13 @@ class LlamaCpp:
                 f"bench: llama-cpp-python is not installed ({fault}); pip install llama-cpp-python, or leave "
                 "llama-cpp out"
             ) from None
-        fmt = decoder.lm_head.format
+        fmt = weights or decoder.lm_head.format
         self.weights = KINDS[fmt][1]
+        pages = "huge" if "malloc.hugetlb=" in os.environ.get("GLIBC_TUNABLES", "") else "small"
+        self.note: str | None = (
+            "llama.cpp computes SiLU for a llama: the same sizes as ours, another function; "
+            f"it has flash attention and its weights on {pages} pages"
+        )
         self.title = f"llama.cpp {self.weights}"
         self.versions = {"llama-cpp-python": str(self._library.__version__)}
         entries = list(_tensors(decoder, fmt))
@@ -60,7 +69,13 @@ class LlamaCpp:
             threads = torch.get_num_threads()
             try:
                 self._model = self._library.Llama(
-                    str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads, use_mmap=False, verbose=False
+                    str(path),
+                    n_ctx=context,
+                    n_threads=threads,
+                    n_threads_batch=threads,
+                    use_mmap=False,
+                    flash_attn=True,
+                    verbose=False,
                 )
             except (ValueError, RuntimeError) as fault:
                 raise MachineError(f"bench: llama.cpp refuses the model: {fault}") from fault
@@ -74,7 +89,7 @@ class LlamaCpp:
         self._model.n_tokens = at  # eval drops what the cache holds beyond
         self._model.eval(token.tolist())
         pointer = self._library.llama_get_logits(self._model.ctx)
-        return torch.tensor(pointer[: self._vocab])
+        return torch.from_numpy(numpy.ctypeslib.as_array(pointer, shape=(self._vocab,)).copy())  # the next token's too
 
 
 def _metadata(decoder: Decoder) -> list[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import struct
 import sys
@@ -50,6 +51,22 @@ def test_transformers_computes_the_same_in_the_same_run(small, weights):
     for key in ("shape", "layers", "weights", "context", "threads", "synthetic", "baseline"):
         assert eager[key] == dense[key], key
     assert eager["bytes"] == pytest.approx(dense["bytes"], rel=0.01)
+    for row in (dense, exact, eager):
+        assert 0 < row["alone"]["p10_us"] <= row["alone"]["median_us"]
+
+
+def test_turns_go_back_and_count_whole():
+    """20 tokens are three turns of 8; the tokens before a turn and those of a run that begins anew are known ones."""
+    seen: dict[str, list[int]] = {"ours": [], "theirs": [], "probe": []}
+    calls = {name: list.append.__get__(numbers) for name, numbers in seen.items()}
+    timings = adapters.take_turns({"ours": calls["ours"]}, {"theirs": calls["theirs"]}, calls["probe"], tokens=20)
+    assert {name: timing.us.size for name, timing in timings.items()} == {
+        "ours": 24, "theirs": 24, "probe": 24, "ours alone": 32, "theirs alone": 32,
+    }  # fmt: skip
+    alone = [0, 1, 0, 1, *range(2, 18)]
+    turns = [0, 1, *(first + n for first in (2, 10, 18) for n in range(-2, 8))]
+    assert seen["ours"] == seen["theirs"] == [*alone, *turns, *alone] and seen["probe"] == turns
+    assert adapters.take_turns({"ours": calls["ours"]}, {}, calls["probe"], tokens=20)["ours"].us.size == 20
 
 
 @pytest.mark.parametrize("kind", ["relu", "fatrelu"])
@@ -105,6 +122,7 @@ class FakeLlama:
     def __init__(self, path: str, n_ctx: int, **options: Any) -> None:
         self.file, self.options, self.n_tokens = Path(path).read_bytes(), {"n_ctx": n_ctx, **options}, 0
         self.ctx = self
+        self.last = (ctypes.c_float * 1000)()
 
     def reset(self) -> None:
         self.n_tokens = 0
@@ -112,12 +130,22 @@ class FakeLlama:
     def eval(self, tokens: list[int]) -> None:
         self.n_tokens += len(tokens)
 
+    def logits(self) -> ctypes.Array[ctypes.c_float]:
+        """In one place, as llama.cpp keeps them."""
+        self.last[:] = [float(self.n_tokens)] * len(self.last)
+        return self.last
 
-def test_llama_cpp_gets_a_file_and_goes_back(monkeypatch):
+
+@pytest.fixture
+def fake_llama(monkeypatch):
     library = type(sys)("llama_cpp")
     library.__version__, library.Llama = "0.0-fake", FakeLlama
-    library.llama_get_logits = lambda context: [float(context.n_tokens)] * 1000
+    library.llama_get_logits = lambda context: ctypes.cast(context.logits(), ctypes.POINTER(ctypes.c_float))
     monkeypatch.setitem(sys.modules, "llama_cpp", library)
+
+
+def test_llama_cpp_gets_a_file_and_goes_back(monkeypatch, fake_llama):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     dense, _, theirs = compare("tiny", 0.9, weights="int8", run=dataclasses.replace(EAGER, against=("llama-cpp",)))
     assert theirs["weights"] == "Q8_0" and theirs["versions"]["llama-cpp-python"] == "0.0-fake"
     assert "computes SiLU" in theirs["note"] and theirs["run"] == dense["run"]
@@ -125,8 +153,16 @@ def test_llama_cpp_gets_a_file_and_goes_back(monkeypatch):
     decoder = assemble(config, synthetic_weights(config, "int8", 0.9)[0], choose(config, "dense"), 13)
     adapter = with_llama_cpp.LlamaCpp(decoder, 13)
     adapter.prefill(torch.arange(5))
-    assert [float(adapter.decode(torch.tensor([1]), at)[0]) for at in (5, 6, 5)] == [6, 7, 6]
+    logits = [adapter.decode(torch.tensor([1]), at) for at in (5, 6, 5)]
+    assert [float(each[0]) for each in logits] == [6, 7, 6] and "on small pages" in theirs["note"]
     assert adapter.nbytes * 32 / 34 == weight_bytes(config, "fp16") / 2 + 32 / 34 * 4 * 5 * config.hidden
+
+
+def test_llama_cpp_takes_another_format(monkeypatch, fake_llama):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    rows = compare("tiny", 0.9, run=dataclasses.replace(EAGER, against=("llama-cpp", "llama-cpp-fp16")))
+    assert [(row["mode"], row["weights"]) for row in rows[2:]] == [("llama-cpp", "BF16"), ("llama-cpp-fp16", "F16")]
+    assert "on huge pages" in rows[2]["note"] and rows[2]["bytes"] == rows[3]["bytes"]
 
 
 def read_gguf(data: bytes) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int, int]], int]:
@@ -194,4 +230,6 @@ def test_blocks_decode_to_what_they_were(fmt):
     assert float(error.norm() / values.norm()) < {"int8": 0.01, "int4": 0.12}[fmt]
     ours = in_format(values, fmt).values() - values
     assert float(error.norm()) < 4 * float(ours.norm())
-    assert adapters.ADAPTERS.keys() == {"transformers-eager", "transformers-compile", "llama-cpp"}
+    assert adapters.ADAPTERS.keys() == {
+        "transformers-eager", "transformers-compile", "llama-cpp", "llama-cpp-fp16",
+    }  # fmt: skip

@@ -32,6 +32,15 @@ def test_subjects_take_turns():
     assert clock.calls == [("A", 0), ("B", 0), ("A", 1), ("B", 1), ("A", 2), ("B", 2)]
 
 
+def test_a_turn_is_several_calls_after_some_that_are_not_counted():
+    clock = FakeTime()
+    calls = {name: clock.subject(name, lambda number: number) for name in "AB"}
+    timings = interleave(calls, rounds=2, warm_up=2, now_ns=clock, turn=3, lead=2)
+    turns = [[(name, first + n) for n in range(-2, 3)] for first in (2, 5) for name in "AB"]
+    assert clock.calls == [("A", 0), ("B", 0), ("A", 1), ("B", 1), *(call for turn in turns for call in turn)]
+    assert timings["B"].us.tolist() == [2, 3, 4, 5, 6, 7] and timings["B"].turn == 3
+
+
 def test_quantiles_leave_out_the_warm_up():
     clock = FakeTime()
     calls = {"a": clock.subject("a", lambda number: 1e6 if number < 3 else number - 2)}  # timed: 1, 2 ... 101
@@ -58,6 +67,14 @@ def test_speedup_of_paired_noise_is_narrow():
     noise = np.random.default_rng(1).exponential(1, 400)
     ratio = speedup(Timing(200 * (1 + noise)), Timing(100 * (1 + noise)))
     assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
+
+
+def test_turns_are_drawn_whole():
+    """Within a turn noise is the same here, so an interval from single calls would be too narrow."""
+    noise = np.random.default_rng(3).exponential(1, 40).repeat(25)
+    base, other = 300 * (1 + noise), 100 * (1 + np.random.default_rng(4).exponential(1, 40).repeat(25))
+    single, whole = (speedup(Timing(base, turn), Timing(other, turn)) for turn in (1, 25))
+    assert single.value == whole.value and whole.high - whole.low > 3 * (single.high - single.low)
 
 
 def test_the_interval_holds_the_ratio_and_widens_with_noise():

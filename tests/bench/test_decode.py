@@ -73,7 +73,7 @@ def test_the_floor_compares_fast_deciles():
 @pytest.mark.parametrize("factor", [1.001, float("nan")])
 def test_refuses_to_time_a_wrong_op(monkeypatch, factor):
     monkeypatch.setattr(ffn, "glu_exact", lambda *arguments: glu_exact(*arguments) * factor)
-    monkeypatch.setattr(modes, "interleave", lambda *_, **__: pytest.fail("a red case was timed"))
+    monkeypatch.setattr(modes, "take_turns", lambda *_, **__: pytest.fail("a red case was timed"))
     with pytest.raises(MachineError, match="layer 0, exact against dense"):
         compare("tiny", 0.9, run=SHORT)
 
