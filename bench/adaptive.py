@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from prosparse.config import ModelConfig
+from prosparse.config.shapes import shape as shape_named
 from prosparse.engine.choice import LEAST, Choice, step_rows
+from prosparse.errors import UserError
 from prosparse.hardware import Times
 from prosparse.hardware.crossover import measure_times
 from prosparse.kernels.tally import new_tally
@@ -58,7 +60,7 @@ def compare_adaptive(
     """Time `glu_dense`, `glu_exact` and the one of them that an engine would choose.
 
     Args:
-        shape: a name of `prosparse.config.shapes`, without dReLU.
+        shape: a name of `prosparse.config.shapes`, gated and without dReLU.
         weights: format.
         rows: numbers of tokens of a step.
         sparsities: activation sparsities of each token, from 0 to 1.
@@ -69,9 +71,11 @@ def compare_adaptive(
         Three rows per number of tokens and sparsity: dense, exact as chosen, exact always.
 
     Raises:
-        UserError: no such shape or format.
+        UserError: no such shape or format, or its FFNs are others.
         MachineError: not enough memory, or an op is wrong.
     """
+    if not shape_named(shape).gated:
+        raise UserError(f"bench: the adaptive subject needs a shape with gated FFNs, and {shape} has others")
     config, layers = cold_layers(shape, weights)
     times, probe, made = Measured(config, layers), Probe(), []
     for tokens in rows:

@@ -41,7 +41,7 @@ def check_block(mode: str, ffn: FFN) -> None:
     if isinstance(ffn, GatedFFN):
         check_ffn(mode, ffn.gate, ffn.up, ffn.down, ffn.activation, clear_input(ffn.gate, ffn.activation))
     elif isinstance(ffn, PlainFFN):
-        check_plain(mode, ffn)
+        check_plain(mode, ffn.gate, ffn.gate_bias, ffn.down, ffn.down_bias, ffn.activation)
     else:
         assert isinstance(ffn, ExpertsFFN), "every block is one of these"
         # one token more than a step takes, so that the prefill multiplies by GEMMs
@@ -50,14 +50,21 @@ def check_block(mode: str, ffn: FFN) -> None:
         require_close("a step of experts", decoded, prefilled, sum(ffn.gate.shape), PREFILLED[ffn.gate.format])
 
 
-def check_plain(mode: str, ffn: PlainFFN) -> None:
-    """The same for the op of an FFN without up projection."""
-    x, act, tally = clear_input(ffn.gate, ffn.activation), ffn.activation, new_tally("cpu")
-    own = (ffn.gate, ffn.gate_bias, ffn.down, ffn.down_bias)
-    codes = (ffn.gate.codes, ffn.gate_bias, ffn.down.codes, ffn.down_bias)
+def check_plain(
+    mode: str,
+    gate: Weight,
+    gate_bias: Tensor | None,
+    down: Weight,
+    down_bias: Tensor | None,
+    activation: Activation,
+    shift: float = 0.0,
+) -> None:
+    """The same for the op of an FFN without up projection, on a `clear_input`."""
+    x, act, tally = clear_input(gate, activation, shift), activation, new_tally("cpu")
+    codes = (gate.codes, gate_bias, down.codes, down_bias)
     expected = plain_dense_reference(x, *codes, act.code, act.threshold, new_tally("cpu"))
-    slack = FIXED_POINT if ffn.gate.is_packed else 0.0
-    require_close(f"plain_{mode}", PLAIN_OPS[mode](x, *own, act, tally), expected, sum(ffn.gate.shape), slack)
+    actual = PLAIN_OPS[mode](x, gate, gate_bias, down, down_bias, act, tally)
+    require_close(f"plain_{mode}", actual, expected, sum(gate.shape), FIXED_POINT if gate.is_packed else 0.0)
 
 
 def check_ffn(mode: str, gate: Weight, up: Weight, down: Weight, activation: Activation, x: Tensor) -> None:

@@ -21,7 +21,7 @@ from prosparse.kernels.tally import DOWN_ROWS, NONZERO, UP_ROWS, new_tally
 from prosparse.kernels.weight import Weight, bytes_per_row
 from prosparse.weights.synthetic import Knobs, MatrixMaker
 
-from .check import OPS, check_ffn, clear_input
+from .check import OPS, PLAIN_OPS, check_ffn, check_plain, clear_input
 from .clock import Timing, interleave
 from .probe import BUFFER_BYTES, Probe
 from .progress import Progress
@@ -29,7 +29,7 @@ from .row import Row, floor, make_row, measured
 
 SPARSITIES = (0.0, 0.5, 0.7, 0.8, 0.88, 0.95, 0.98)
 INPUTS, WARM_UP = 16, 4
-Layer = tuple[Weight, Weight, Weight]  # gate, up, down
+Layer = tuple[Weight, ...]  # gate, up where there is one, down
 
 
 def compare_ffn(
@@ -39,7 +39,7 @@ def compare_ffn(
     calls: int = 200,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Time `glu_dense` and `glu_exact` on synthetic weights of a real shape.
+    """Time `glu_dense` and `glu_exact`, or the two of FFNs without up projection, on synthetic weights of a real shape.
 
     Args:
         shape: a name of `prosparse.config.shapes`, without dReLU.
@@ -87,19 +87,15 @@ def cold_layers(shape: str, weights: str) -> tuple[ModelConfig, list[Layer]]:
         MachineError: not enough memory.
     """
     config = shape_named(shape)
-    if not config.gated:
-        raise UserError(
-            f"bench: the ffn subject needs a shape with gated FFNs, and {shape} has others; use the decode subject"
-        )
     if config.activation.on_up:
         raise UserError(
             f"bench: the ffn subject needs a shape without dReLU, and {shape} has it; use the decode subject"
         )
     maker = MatrixMaker(weights)
-    layer_bytes = 3 * config.neurons * bytes_per_row(weights, config.hidden)
+    layer_bytes = (3 if config.gated else 2) * config.neurons * bytes_per_row(weights, config.hidden)
     copies = max(2, -(-BUFFER_BYTES // layer_bytes))
     maker.expect(copies * layer_bytes)
-    return config, [make_layer(maker, config.neurons, config.hidden) for _ in range(copies)]
+    return config, [make_layer(maker, config.neurons, config.hidden, config.gated) for _ in range(copies)]
 
 
 def time_ffn(
@@ -115,9 +111,12 @@ def time_ffn(
         probe: for the bandwidth.
         labels: further keys of the rows.
     """
-    gate, up, down = layers[0]
+    gate, *up, down = layers[0]
     for mode in OPS:
-        check_ffn(mode, gate, up, down, activation, clear_input(gate, activation, shift))
+        if up:
+            check_ffn(mode, gate, *up, down, activation, clear_input(gate, activation, shift))
+        else:
+            check_plain(mode, gate, None, down, None, activation, shift)
     inputs = torch.randn(INPUTS, 1, gate.shape[1], generator=torch.Generator().manual_seed(0))
     inputs[:, 0, 0] = shift
     tallies = {mode: new_tally(inputs.device) for mode in OPS}
@@ -127,8 +126,10 @@ def time_ffn(
         apart = list(OPS).index(mode) * len(layers) // len(OPS)
 
         def call(number: int) -> Tensor:
-            g, u, d = layers[(number + apart) % len(layers)]
-            return OPS[mode](inputs[number // len(layers) % INPUTS], g, u, d, activation, tallies[mode])
+            x, (gate, *up, down) = inputs[number // len(layers) % INPUTS], layers[(number + apart) % len(layers)]
+            if up:
+                return OPS[mode](x, gate, *up, down, activation, tallies[mode])
+            return PLAIN_OPS[mode](x, gate, None, down, None, activation, tallies[mode])
 
         return call
 
@@ -154,10 +155,11 @@ def make_down(maker: MatrixMaker, neurons: int, hidden: int) -> Weight:
     return maker.matrix(neurons, hidden, neurons**-0.5)
 
 
-def make_layer(maker: MatrixMaker, neurons: int, hidden: int) -> Layer:
-    """gate, up and down."""
-    gate, up = make_gate(maker, neurons, hidden), maker.matrix(neurons, hidden, hidden**-0.5)
-    return gate, up, make_down(maker, neurons, hidden)
+def make_layer(maker: MatrixMaker, neurons: int, hidden: int, gated: bool = True) -> Layer:
+    """gate, up where it is gated, and down."""
+    gate = make_gate(maker, neurons, hidden)
+    up = (maker.matrix(neurons, hidden, hidden**-0.5),) if gated else ()
+    return gate, *up, make_down(maker, neurons, hidden)
 
 
 def ffn_row(
@@ -170,9 +172,9 @@ def ffn_row(
     **labels: object,
 ) -> Row:
     """The row of what an interleaved run calls `name`, in a mode; `done` is the tally of a call."""
-    gate, up, down = layers[0]
-    held = len(layers) * (gate.nbytes + up.nbytes + down.nbytes)
-    must_read = gate.nbytes + done[UP_ROWS] * up.row_bytes + done[DOWN_ROWS] * down.row_bytes
+    gate, *up, down = layers[0]
+    held = len(layers) * sum(matrix.nbytes for matrix in layers[0])
+    must_read = gate.nbytes + sum(done[UP_ROWS] * matrix.row_bytes for matrix in up) + done[DOWN_ROWS] * down.row_bytes
     return make_row(
         layers=1,
         mode=mode,

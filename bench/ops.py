@@ -41,6 +41,7 @@ GROUPS: tuple[Group, ...] = (
     plain,
     layers,
 )
+GATED: tuple[Group, ...] = (norm, norms, products, ffn, predicted, layers)  # no model without up projection calls these
 
 
 def compare_ops(
@@ -62,7 +63,8 @@ def compare_ops(
         progress: called with (stage, done, total).
 
     Returns:
-        One row per op and matrix: "subject" is the op, "part" the matrix, mode "pytorch" PyTorch's own op.
+        One row per op that such a model calls and matrix: "subject" is the op, "part" the matrix, mode "pytorch"
+        PyTorch's own op.
 
     Raises:
         UserError: no such shape or format, or a number out of range.
@@ -76,9 +78,10 @@ def compare_ops(
     if not 2 <= context <= config.max_position:
         raise UserError(f"bench: context must be from 2 to {config.max_position}, got {context}")
     probe, rows = Probe(), []
-    for number, group in enumerate(GROUPS):
+    groups = [group for group in GROUPS if config.gated or group not in GATED]
+    for number, group in enumerate(groups):
         if progress is not None:
-            progress("timing", number, len(GROUPS))
+            progress("timing", number, len(groups))
         rows += time_group(group(config, weights, sparsity, context), calls, probe, shape=shape, context=context)
     return rows
 

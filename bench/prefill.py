@@ -62,8 +62,6 @@ def compare_prefill(
         MachineError: not enough memory, or prefill and decode disagree.
     """
     full = shape_named(shape)
-    if not full.gated:
-        raise UserError(f"bench: the prefill subject needs a shape with gated FFNs, and {shape} has others")
     if bad := [tokens for tokens in prompts if not 2 <= tokens <= full.max_position]:
         raise UserError(f"bench: a prompt must be from 2 to {full.max_position} tokens long, got {bad[0]}")
     config = full if layers is None else dataclasses.replace(full, layers=min(layers, full.layers))
@@ -115,20 +113,20 @@ def gemms(config: ModelConfig, tokens: int) -> Callable[[int], Tensor]:
     """All products of a prompt with the matrices of the layers, in bf16, over as many copies as no cache holds."""
     maker, hidden, attended = MatrixMaker("bf16"), config.hidden, config.heads * config.head_dim
     qkv = attended + 2 * config.kv_heads * config.head_dim
-    per_layer = 2 * (qkv * hidden + hidden * attended + 3 * config.neurons * hidden)
+    firsts = 2 if config.gated else 1  # gate and up, or the gate alone
+    per_layer = 2 * (qkv * hidden + hidden * attended + (firsts + 1) * config.neurons * hidden)
     copies = min(config.layers, -(-BUFFER_BYTES // per_layer))
     maker.expect(copies * per_layer)
-    sizes = ((qkv, hidden), (hidden, attended), (config.neurons, hidden), (config.neurons, hidden))
-    matrices = [
-        [*(maker.matrix(*size, hidden**-0.5).codes for size in sizes), maker.matrix(*sizes[-1], hidden**-0.5).codes]
-        for _ in range(copies)
-    ]
+    sizes = [(qkv, hidden), (hidden, attended)] + [(config.neurons, hidden)] * (firsts + 1)
+    matrices = [[maker.matrix(*size, hidden**-0.5).codes for size in sizes] for _ in range(copies)]
     x, heads, h = (torch.randn(tokens, width).bfloat16() for width in (hidden, attended, config.neurons))
 
     def call(_: int) -> Tensor:
         for layer in range(config.layers):
-            project, o, gate, up, down = matrices[layer % copies]
-            linear(x, project), linear(heads, o), linear(x, gate), linear(x, up)
+            project, o, *first, down = matrices[layer % copies]
+            linear(x, project), linear(heads, o)
+            for matrix in first:
+                linear(x, matrix)
             last = h @ down
         return last
 

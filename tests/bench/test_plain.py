@@ -6,12 +6,13 @@ import pytest
 from parity.rows import ROWS
 from tiny_families import write_experts, write_falcon, write_opt
 
-from prosparse.bench import check, modes
+from prosparse.bench import check, ffn, modes, plain_ops
 from prosparse.bench.decode import compare, compare_model
 from prosparse.bench.ffn import compare_ffn
 from prosparse.bench.modes import Run
+from prosparse.bench.ops import compare_ops
 from prosparse.bench.predictors import compare_predictors
-from prosparse.bench.prefill import compare_prefill
+from prosparse.bench.prefill import compare_prefill, gemms
 from prosparse.config.shapes import shape
 from prosparse.errors import MachineError, UserError
 from prosparse.kernels.plain_exact import plain_exact
@@ -61,7 +62,7 @@ def test_a_folder(write, tmp_path, monkeypatch):
 
 
 def test_nothing_is_timed_before_it_is_right(monkeypatch, tmp_path):
-    monkeypatch.setattr(modes, "interleave", lambda *_, **__: pytest.fail("a red case was timed"))
+    monkeypatch.setattr(modes, "take_turns", lambda *_, **__: pytest.fail("a red case was timed"))
     monkeypatch.setitem(check.PLAIN_OPS, "exact", lambda *arguments: plain_exact(*arguments) * 1.001)
     with pytest.raises(MachineError, match="plain_exact is wrong: relative error"):
         compare("tiny-opt", 0.9, run=SHORT)
@@ -72,7 +73,31 @@ def test_nothing_is_timed_before_it_is_right(monkeypatch, tmp_path):
         compare_model(folder, ["dense"], run=SHORT)
 
 
-@pytest.mark.parametrize("subject", [compare_ffn, compare_prefill])
-def test_subjects_that_need_gated_ffns_say_so(subject):
-    with pytest.raises(UserError, match="subject needs a shape with gated FFNs, and tiny-opt has others"):
-        subject("tiny-opt")
+@pytest.mark.parametrize("weights", ["bf16", "int4"])
+def test_one_ffn_at_every_sparsity(monkeypatch, weights):
+    monkeypatch.setattr(ffn, "BUFFER_BYTES", 2**18)
+    rows = compare_ffn("tiny-opt", (0.0, 0.9), weights, calls=60)
+    assert [row["mode"] for row in rows] == ["dense", "exact"] * 2
+    for row, sparsity in zip(rows[1::2], (0.0, 0.9), strict=True):
+        assert row["activation_sparsity"] == pytest.approx(sparsity, abs=0.05)
+    dense, exact = rows[2:]
+    assert exact["bytes"] / dense["bytes"] == pytest.approx(1 - exact["activation_sparsity"] / 2, rel=1e-3)
+    monkeypatch.setitem(check.PLAIN_OPS, "exact", lambda *arguments: plain_exact(*arguments) * 1.01)
+    with pytest.raises(MachineError, match="plain_exact is wrong"):
+        compare_ffn("tiny-opt", (0.5,), weights, calls=1)
+
+
+def test_prompts_against_the_gemms_of_two_matrices():
+    config = shape("tiny-opt")
+    ours, theirs = compare_prefill("tiny-opt", (24,), "fp32", rounds=10)
+    attended = (
+        2 * config.heads * config.head_dim * config.hidden + 2 * config.kv_heads * config.head_dim * config.hidden
+    )
+    weights = config.layers * (attended + 2 * config.neurons * config.hidden)
+    assert theirs["bytes"] == 2 * weights and ours["bytes"] == 4 * weights
+    assert gemms(config, 3)(0).shape == (3, config.hidden)
+
+
+def test_its_ops_are_those_that_it_calls():
+    timed = {row["subject"] for row in compare_ops("tiny-opt", "bf16", 0.8, context=32, calls=12)}
+    assert timed == {"linear", "attend", "rotary_store", "add_scaled", *plain_ops.OPS}
