@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import FLOAT_DTYPES
+from .checks import FLOAT_DTYPES, check_alike
 from .library import register
 
 
@@ -26,13 +26,7 @@ def add_scaled(residual: Tensor, x: Tensor, scale: float) -> Tensor:
     Raises:
         ValueError: shapes disagree, a dtype is not supported, or a tensor is not contiguous.
     """
-    if residual.shape != x.shape or residual.dtype != torch.float32 or x.dtype not in FLOAT_DTYPES:
-        raise ValueError(
-            f"add_scaled: residual must be float32 and x of its shape and a float dtype, got {tuple(residual.shape)} "
-            f"{residual.dtype} and {tuple(x.shape)} {x.dtype}"
-        )
-    if not (residual.is_contiguous() and x.is_contiguous()):
-        raise ValueError("add_scaled: residual and x must be contiguous; call .contiguous()")
+    check_alike("add_scaled", residual=(residual, (torch.float32,)), x=(x, FLOAT_DTYPES))
     return torch.ops.prosparse.add_scaled(residual, x, scale)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -35,6 +36,21 @@ def check_shape(op: str, **dims: tuple[Shaped, tuple[str, ...]]) -> dict[str, in
                 )
             owner.setdefault(name, argument)
     return size
+
+
+def check_alike(op: str, **tensors: tuple[Tensor, Sequence[torch.dtype]]) -> None:
+    """Tensors of values must have one shape, be contiguous, and each have a dtype of its own list."""
+    (first, (like, _)), *_ = tensors.items()
+    for name, (tensor, dtypes) in tensors.items():
+        if tensor.shape != like.shape:
+            raise ValueError(
+                f"{op}: {first} and {name} must have one shape, got {tuple(like.shape)} and {tuple(tensor.shape)}"
+            )
+        if tensor.dtype not in dtypes:
+            expected = " or ".join(str(dtype) for dtype in dtypes)
+            raise ValueError(f"{op}: {name} must be {expected}, got {tensor.dtype}; convert it with .to()")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{op}: {name} must be contiguous, got strides {tensor.stride()}; call .contiguous()")
 
 
 def check_input(op: str, x: Tensor) -> None:

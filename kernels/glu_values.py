@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation, gate_value, up_value
-from .checks import FLOAT_DTYPES
+from .checks import FLOAT_DTYPES, check_alike
 from .glu_active import weigh
 from .library import register
 
@@ -28,13 +28,7 @@ def glu_values(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
     Raises:
         ValueError: shapes or dtypes disagree, or a tensor is not contiguous.
     """
-    if gate.shape != up.shape or gate.dtype != up.dtype or gate.dtype not in FLOAT_DTYPES:
-        raise ValueError(
-            f"glu_values: gate and up must have one shape and one float dtype, got {tuple(gate.shape)} {gate.dtype} "
-            f"and {tuple(up.shape)} {up.dtype}"
-        )
-    if not (gate.is_contiguous() and up.is_contiguous()):
-        raise ValueError("glu_values: gate and up must be contiguous; call .contiguous()")
+    check_alike("glu_values", gate=(gate, FLOAT_DTYPES), up=(up, (gate.dtype,)))
     act = activation
     # PyTorch's exponential is several to an instruction; ours would be one.
     op = torch.ops.prosparse.glu_values if act.makes_zeros else glu_values_reference

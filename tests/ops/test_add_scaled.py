@@ -38,11 +38,13 @@ def test_what_is_not_finite_stays_where_it_is(backend):
 
 def test_names_what_does_not_fit():
     residual, x = make_case((2, 8), torch.bfloat16)
-    with pytest.raises(ValueError, match="residual must be float32 and x of its shape and a float dtype"):
+    with pytest.raises(ValueError, match=r"residual and x must have one shape, got \(2, 8\) and \(2, 7\)"):
         add_scaled(residual, x[:, :7], 1.0)
-    with pytest.raises(ValueError, match="residual must be float32"):
+    with pytest.raises(ValueError, match=r"residual must be torch.float32, got torch.bfloat16; convert it"):
         add_scaled(x, x, 1.0)
-    with pytest.raises(ValueError, match="must be contiguous"):
+    with pytest.raises(ValueError, match=r"x must be torch.float32 or .* or torch.bfloat16, got torch.int64"):
+        add_scaled(residual, x.long(), 1.0)
+    with pytest.raises(ValueError, match=r"residual must be contiguous, got strides \(1, 8\)"):
         add_scaled(residual.t(), x.t(), 1.0)
 
 

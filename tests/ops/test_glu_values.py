@@ -75,11 +75,11 @@ def test_none_and_all_active(backend, kind):
 
 def test_names_what_does_not_fit():
     gate, up = make_case((2, 8), torch.float32)
-    with pytest.raises(ValueError, match=r"glu_values: gate and up must have one shape and one float dtype, got \("):
+    with pytest.raises(ValueError, match=r"glu_values: gate and up must have one shape, got \(2, 8\) and \(2, 7\)"):
         glu_values(gate, up[:, :7], Activation("relu"))
-    with pytest.raises(ValueError, match="one float dtype"):
+    with pytest.raises(ValueError, match="glu_values: up must be torch.float32, got torch.float16"):
         glu_values(gate, up.half(), Activation("relu"))
-    with pytest.raises(ValueError, match="must be contiguous"):
+    with pytest.raises(ValueError, match=r"gate must be contiguous, got strides \(1, 8\); call .contiguous"):
         glu_values(gate.t(), up.t(), Activation("relu"))
 
 
