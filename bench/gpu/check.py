@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,17 +23,22 @@ from typing import Any
 
 import torch
 
+from . import FORMATS
 from .report import table
 
 ROOT = Path(__file__).parents[2]
 TOTAL_S = 520  # of one command: under 9 minutes with what lies between parts
-LEAST_S = 15  # a part is not begun with less left
+LEAST_S = 40  # a part is not begun with less left: most of it would be done twice
+FINAL = ("done", "failed", "stopped", "left out")  # a part that was cut, for want of time, is not
 ME = ("-m", "prosparse.bench.gpu.check")
-WARM = ("tokens-1b", "tokens-7b", "ops-1b", "ops-7b")
-GPU_TESTS = ("tests/gpu", *(f"tests/triton/test_{name}.py" for name in ("choice", "replay", "step", "engine_step")))
+ONE_THREAD = (("OMP_NUM_THREADS", "1"),)  # of each of several processes
+WARM = ("tokens-1b", "tokens-7b", "ops-1b", "ops-7b", "variants-7b")
+OWN_TESTS = ("choice", "replay", "step", "engine_step", "argmax", "ffn_23", "gpu_parts")
+GPU_TESTS = ("tests/gpu", *(f"tests/triton/test_{name}.py" for name in OWN_TESTS))
 # Most of a test is compiling, which several processes do at once.
-WORKERS = ("-n", str(min(8, os.cpu_count() or 1))) if find_spec("xdist") else ()
-PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", "--tb=short")
+WORKERS = ("-n", str(min(12, os.cpu_count() or 1))) if find_spec("xdist") else ()
+# Every result in a line of its own as it comes: a part may be stopped before its end says which failed.
+PYTEST = ("-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:warnings", "--tb=short")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Job:
         what: one line for a person.
         commands: arguments of Python, run at the same time; {rows} is a file for rows.
         tool: a program that is put in front, and without which the part is left out.
+        variables: of the environment.
     """
 
     name: str
@@ -53,6 +59,7 @@ class Job:
     what: str
     commands: tuple[tuple[str, ...], ...]
     tool: tuple[str, ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
 
 
 def measuring(name: str, limit_s: int, what: str) -> Job:
@@ -61,10 +68,14 @@ def measuring(name: str, limit_s: int, what: str) -> Job:
 
 JOBS = (
     measuring("environment", 60, "versions, read bandwidth, cost of a launch in a graph"),
-    Job("tests", 150, "tests of graphs, launchers and whole steps on the GPU", ((*PYTEST, *WORKERS, *GPU_TESTS),)),
     Job(
-        "warm", 150, "compile all kernels and check them at real sizes, in several processes",
-        tuple((*ME, "--part", name, "--rounds", "1") for name in WARM),
+        "tests", 150, "tests of graphs, launchers and whole steps on the GPU", ((*PYTEST, *WORKERS, *GPU_TESTS),), (),
+        ONE_THREAD,
+    ),
+    Job(
+        "warm", 150, "compile all kernels and check them at real sizes, a process for each part and format",
+        tuple((*ME, "--part", name, "--format", fmt, "--rounds", "1") for name in WARM for fmt in FORMATS),
+        (), ONE_THREAD,
     ),
     measuring("tokens-1b", 90, "whole tokens of MiniCPM-S-1B: graph and op by op, dense and exact; energy"),
     measuring("tokens-7b", 100, "whole tokens of the 7B shape"),
@@ -73,57 +84,56 @@ JOBS = (
     measuring("variants-7b", 120, "other tiles, warps and stages"),
     measuring("ffn-7b", 60, "FFNs from 0 to 98 % zeros at 7B"),
     measuring("transformers-eager-1b", 60, "transformers, eager, 1B bf16"),
-    measuring("transformers-compile-1b", 150, "transformers, torch.compile with static cache, 1B bf16"),
+    measuring("transformers-compile-1b", 240, "transformers, torch.compile with static cache, 1B bf16"),
     Job(
         "op-tests", 150, "a sample of the op tests with the Triton kernels",
-        ((*PYTEST, *WORKERS, "-p", "triton_sample", "tests/ops"),),
+        ((*PYTEST, *WORKERS, "-p", "triton_sample", "tests/ops"),), (), ONE_THREAD,
     ),
     *(
         Job(
             f"sanitizer-{tool}", 90, f"compute-sanitizer {tool} on tiny ops", ((*PYTEST, "tests/gpu/test_tiny.py"),),
             ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9"),
+            (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),),  # else what is next to a tensor belongs to it as well
         )
         for tool in ("racecheck", "memcheck")
     ),
     measuring("ffn-1b", 45, "FFNs from 0 to 98 % zeros at 1B"),
-    measuring("transformers-compile-7b", 150, "transformers, torch.compile with static cache, 7B bf16"),
+    measuring("transformers-compile-7b", 240, "transformers, torch.compile with static cache, 7B bf16"),
     measuring("ops-13b", 90, "linear, gate_select, FFN, attention at 13B"),
 )  # fmt: skip
 
 
-def run(job: Job, limit_s: float, log: Path) -> dict[str, Any]:
-    """Run a part; what it said, and its rows, also where it was stopped."""
+def run(job: Job, limit_s: float, folder: Path) -> dict[str, Any]:
+    """Run a part; what it said, and its rows, also where it was stopped. Both are in the folder as they come."""
     if job.tool and shutil.which(job.tool[0]) is None:
         return {"status": "left out", "seconds": 0.0, "tail": f"{job.tool[0]} is not installed", "rows": []}
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "ops")])
-    environment = os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PROSPARSE_TEST_GPU": "1"}
+    own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PROSPARSE_TEST_GPU": "1"}
+    environment = os.environ | own | dict(job.variables)
     environment.pop("TRITON_INTERPRET", None)
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        rows, outputs, started = Path(folder) / "rows", [], []
-        for number, command in enumerate(job.commands):
-            outputs.append(Path(folder) / f"output{number}")
-            filled = [part.format(rows=rows) if part == "{rows}" else part for part in command]
-            with outputs[-1].open("wb") as file:
-                started.append(
-                    subprocess.Popen(
-                        [*job.tool, sys.executable, *filled], cwd=ROOT, env=environment, stdout=file,
-                        stderr=subprocess.STDOUT, start_new_session=True,
-                    )
-                )  # fmt: skip
+    began, rows, log = time.monotonic(), folder.resolve() / "running.jsonl", folder / "log.txt"
+    rows.unlink(missing_ok=True)
+    with log.open("ab") as file:
+        file.write(f"=== {job.name}\n".encode())
+        file.flush()
+        start = file.tell()
+        started = [
+            subprocess.Popen(
+                [*job.tool, sys.executable, *(str(rows) if part == "{rows}" else part for part in command)],
+                cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            )
+            for command in job.commands
+        ]  # fmt: skip
         codes = [wait(process, began + limit_s - time.monotonic()) for process in started]
-        said = "\n".join(output.read_text(errors="replace") for output in outputs)
-        found = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
-    with log.open("a") as file:
-        file.write(f"=== {job.name}: {codes}\n{said}\n")
-    status = "stopped" if None in codes else "failed" if any(codes) else "done"
+    said = log.read_bytes()[start:].decode(errors="replace")
+    written = rows.read_text().splitlines(keepends=True) if rows.exists() else []
     keep = [line for line in said.splitlines() if line.strip()]
-    told = [line for line in keep if line.startswith(("FAILED", "ERROR")) or " FAILED: " in line]
+    told = [line for line in keep if re.search(r"^(FAILED|ERROR)| FAILED: | FAILED tests/", line)]
     return {
-        "status": status,
+        "status": "stopped" if None in codes else "failed" if any(codes) else "done",
         "seconds": round(time.monotonic() - began, 1),
         "tail": "\n".join(told[:20] or keep[-3:]),
-        "rows": found,
+        "rows": [json.loads(line) for line in written if line.endswith("\n")],  # the last may have been cut off
     }
 
 
@@ -147,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--part", help=argparse.SUPPRESS)
     made.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     made.add_argument("--rounds", type=int, default=20, help=argparse.SUPPRESS)
+    made.add_argument("--format", choices=FORMATS, help=argparse.SUPPRESS)
     return made
 
 
@@ -165,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.part:
         from .parts import run_part  # Triton, and what measures
 
-        return run_part(args.part, args.rows, args.rounds)
+        return run_part(args.part, args.rows, args.rounds, (args.format,) if args.format else FORMATS)
     args.output.mkdir(parents=True, exist_ok=True)
     state_file = args.output / "state.json"
     source = state_file if state_file.exists() else args.resume
@@ -177,7 +188,7 @@ def check(jobs: Sequence[Job], state: dict[str, Any], folder: Path, again: bool 
     """Run parts that are not done; 1 where one failed."""
     began = time.monotonic()
     for job in jobs:
-        if not again and state.get(job.name, {}).get("status") in ("done", "failed", "left out"):
+        if not again and state.get(job.name, {}).get("status") in FINAL:
             continue
         left = TOTAL_S - (time.monotonic() - began)
         if left < LEAST_S:
@@ -185,7 +196,9 @@ def check(jobs: Sequence[Job], state: dict[str, Any], folder: Path, again: bool 
             break
         sys.stdout.write(f"{job.name}: {job.what} ...\n")
         sys.stdout.flush()
-        state[job.name] = found = run(job, min(job.limit_s, left), folder / "log.txt")
+        state[job.name] = found = run(job, min(job.limit_s, left), folder)
+        if found["status"] == "stopped" and left < job.limit_s:
+            found["status"] = "cut"
         sys.stdout.write(f"{job.name}: {found['status']} after {found['seconds']} s, {len(found['rows'])} rows\n")
         if found["status"] != "done":
             sys.stdout.write(found["tail"] + "\n")
@@ -194,7 +207,7 @@ def check(jobs: Sequence[Job], state: dict[str, Any], folder: Path, again: bool 
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "table.txt").write_text(table(rows))
     sys.stdout.write(table([row for part in state.values() for row in part["rows"]]))
-    missing = [job.name for job in jobs if job.name not in state]
+    missing = [job.name for job in jobs if state.get(job.name, {}).get("status") not in FINAL]
     wrong = [name for name, part in state.items() if part["status"] in ("failed", "stopped")]
     sys.stdout.write(f"not run: {', '.join(missing) or 'none'}; failed or stopped: {', '.join(wrong) or 'none'}\n")
     return 1 if wrong else 0

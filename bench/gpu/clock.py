@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -17,7 +18,13 @@ Call = Callable[[int], object]  # with the number of the call
 
 
 class Clock(Protocol):
-    """Records calls and times them."""
+    """Records calls and times them.
+
+    Attributes:
+        warm_s: seconds of calls before the first that counts.
+    """
+
+    warm_s: float
 
     def record(self, call: Call, calls: int) -> Callable[[], object]:
         """What makes so many calls again, one after the other."""
@@ -28,6 +35,8 @@ class Clock(Protocol):
 
 class CudaClock:
     """Of the current CUDA device."""
+
+    warm_s = 0.1  # an idle device clocks down, and takes some time to come back
 
     def record(self, call: Call, calls: int) -> Callable[[], object]:
         kept: list[object] = []  # results stay alive, so that no call writes where another one did
@@ -60,12 +69,16 @@ def in_turns(clock: Clock, recorded: Mapping[str, tuple[Callable[[], object], in
     Args:
         clock: whose.
         recorded: by name what makes calls, and how many.
-        rounds: timed ones, after one that is not.
+        rounds: timed ones, after one or more that are not.
     """
     samples: dict[str, list[float]] = {name: [] for name in recorded}
-    for number in range(rounds + 1):
+    warm_until = time.monotonic() + (clock.warm_s if rounds > 1 else 0.0)
+    while True:
+        for function, _ in recorded.values():
+            clock.time(function)
+        if time.monotonic() >= warm_until:
+            break
+    for _ in range(rounds):
         for name, (function, calls) in recorded.items():
-            us = clock.time(function) / calls
-            if number:
-                samples[name].append(us)
+            samples[name].append(clock.time(function) / calls)
     return {name: Timing(np.array(us)) for name, us in samples.items()}

@@ -1,4 +1,4 @@
-"""Single ops at real sizes: `linear`, `gate_select`, the FFNs, attention; against cuBLAS and the floor."""
+"""Single ops at real sizes: `linear`, the FFNs, attention; against cuBLAS and the floor. `ffn_parts` has the rest."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from statistics import mean
 import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention, threshold
 
 from prosparse.config import ModelConfig
-from prosparse.kernels.activation import gate_value
 from prosparse.kernels.attend import attend_reference
-from prosparse.kernels.gate_select import gate_select_reference
 from prosparse.kernels.glu_dense import glu_dense_reference
 from prosparse.kernels.linear import linear_reference
 from prosparse.kernels.tally import DOWN_ROWS, NONZERO, UP_ROWS, new_tally
-from prosparse.kernels.triton import attend_step, gate_select, glu_active, glu_dense, glu_exact, linear
+from prosparse.kernels.triton import attend_step, glu_dense, glu_exact, linear
 from prosparse.kernels.weight import Weight, bytes_per_row
 
 from ..ffn import make_layer, shift_of
 from .clock import Call
-from .subjects import CUBLAS, Setting, right
+from .ffn_parts import ffn_parts
+from .subjects import CUBLAS, LEAST, SPARSITY, Setting, normal, right
 
-SPARSITY = {"minicpm-s-1b": 0.88, "prosparse-llama-2-7b": 0.89, "prosparse-llama-2-13b": 0.88}
 CONTEXTS = (512, 4096)
 WHOLE = "glu_dense over the same weights in the same run"
 
@@ -40,7 +38,8 @@ def ops(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> Mapping[
         "lm_head": (config.vocab, config.hidden),
     }
     found = {f"linear {part} {fmt}": partial(_linear, setting, shape, fmt, part, *sizes[part]) for part in sizes}
-    found[f"ffn {fmt}"] = partial(ffn, setting, shape, config, fmt, SPARSITY.get(shape, 0.88), True)
+    found[f"ffn {fmt}"] = partial(ffn, setting, shape, config, fmt, SPARSITY.get(shape, 0.88))
+    found |= ffn_parts(setting, shape, config, fmt)
     if fmt == "bf16":
         for context in CONTEXTS:
             found[f"attend {context}"] = partial(attend, setting, shape, config, context)
@@ -50,11 +49,7 @@ def ops(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> Mapping[
 def ffns(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> Mapping[str, Callable[[], None]]:
     """FFNs from no zeros to nearly all."""
     shares = (0.0, 0.5, 0.7, 0.8, 0.95, 0.98)
-    return {f"ffn {fmt} at {share}": partial(ffn, setting, shape, config, fmt, share, False) for share in shares}
-
-
-def normal(setting: Setting, *size: int) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(0)).to(setting.device)
+    return {f"ffn {fmt} at {share}": partial(ffn, setting, shape, config, fmt, share) for share in shares}
 
 
 def _linear(setting: Setting, shape: str, fmt: str, part: str, rows: int, columns: int) -> None:
@@ -69,8 +64,8 @@ def _linear(setting: Setting, shape: str, fmt: str, part: str, rows: int, column
     own, n, m = x.bfloat16(), len(weights), len(theirs)
     timings = setting.times(
         {
-            "ours": (lambda i: linear.launch(x, weights[i % n].codes), max(n, 8)),
-            "cublas": (lambda i: torch_linear(own, theirs[i % m]), max(m, 8)),
+            "ours": (lambda i: linear.launch(x, weights[i % n].codes), max(n, LEAST)),
+            "cublas": (lambda i: torch_linear(own, theirs[i % m]), max(m, LEAST)),
         }
     )
     labels = {"subject": "linear", "part": part, "shape": shape, "layers": 1}
@@ -79,8 +74,8 @@ def _linear(setting: Setting, shape: str, fmt: str, part: str, rows: int, column
         setting.row(timings, "cublas", 2 * rows * columns, "cublas", CUBLAS, mode="cublas", weights="bf16", **labels)
 
 
-def ffn(setting: Setting, shape: str, config: ModelConfig, fmt: str, sparsity: float, halves: bool) -> None:
-    """An FFN dense and exact, against cuBLAS; with `halves` also its two ops alone."""
+def ffn(setting: Setting, shape: str, config: ModelConfig, fmt: str, sparsity: float) -> None:
+    """An FFN dense and exact, against cuBLAS."""
     activation = config.activation
     how = (activation.code, activation.threshold, activation.on_up)
     maker, row_bytes = setting.maker(fmt), bytes_per_row(fmt, config.hidden)
@@ -102,36 +97,21 @@ def ffn(setting: Setting, shape: str, config: ModelConfig, fmt: str, sparsity: f
         done.append(tallies["exact"].tolist())
         if layer is layers[0]:
             right("glu_exact", actual, expected, sum(gate.shape), 2e-3)
-    lists = [gate_select.launch(x, layer[0].codes, *how[:2]) for layer in layers]
-    opened = int((gate_select_reference(x, gate, *how[:2])[2] != 0).sum())
-    if abs(int(lists[0][1]) - opened) > 8:  # a few lie within rounding of the threshold
-        raise AssertionError(f"gate_select lists {int(lists[0][1])} neurons, {opened} are active")
 
     def cublas(i: int) -> Tensor:
         g, u, d = bf16[i % m]
-        value = gate_value(torch_linear(own, g.codes), *how[:2])
-        return (value * torch_linear(own, u.codes)) @ d.codes
-
-    def cublas_half(i: int) -> Tensor:
-        _, u, d = bf16[i % m]
-        return torch_linear(own, u.codes) @ d.codes
+        value = threshold(torch_linear(own, g.codes), activation.threshold, 0.0)  # one launch, as few as can be
+        return value.mul_(torch_linear(own, u.codes)) @ d.codes
 
     def whole(op: Callable[..., Tensor], mode: str, i: int) -> Tensor:
         return op(x, *(weight.codes for weight in layers[i % n]), *how, tallies[mode])
 
-    def active(i: int) -> Tensor:
-        return glu_active.launch(x, *(w.codes for w in layers[i % n][1:]), *lists[i % n], how[2], tallies["exact"])
-
-    many = max(n, 8)
+    many = max(n, LEAST)
     calls: dict[str, tuple[Call, int]] = {
         "dense": (partial(whole, glu_dense.launch, "dense"), many),
         "exact": (partial(whole, glu_exact.launch, "exact"), many),
-        "cublas": (cublas, max(m, 8)),
+        "cublas": (cublas, max(m, LEAST)),
     }
-    if halves:
-        calls["select"] = (lambda i: gate_select.launch(x, layers[i % n][0].codes, *how[:2]), many)
-        calls["active"] = (active, many)
-        calls["cublas half"] = (cublas_half, max(m, 8))
     timings = setting.times(calls)
     matrix = config.neurons * row_bytes
     read = row_bytes * mean(counts[UP_ROWS] + counts[DOWN_ROWS] for counts in done)
@@ -142,11 +122,6 @@ def ffn(setting: Setting, shape: str, config: ModelConfig, fmt: str, sparsity: f
     setting.row(timings, "dense", 3 * matrix, "cublas", CUBLAS, mode="dense", **ffn_labels)
     setting.row(timings, "exact", matrix + read, "dense", WHOLE, mode="exact", **ffn_labels)
     setting.row(timings, "exact", matrix + read, "cublas", CUBLAS, mode="exact", **ffn_labels)
-    if halves:
-        own_labels = {"mode": "exact", "activation_sparsity": zeros, **labels}
-        setting.row(timings, "select", matrix, "cublas", CUBLAS, subject="gate_select", **own_labels)
-        up_down = "cuBLAS up and down in bf16, in a graph of the same run"
-        setting.row(timings, "active", read, "cublas half", up_down, subject="glu_active", **own_labels)
 
 
 def _in_bf16(setting: Setting, config: ModelConfig) -> list[tuple[Weight, Weight, Weight]]:
@@ -186,7 +161,7 @@ def attend(setting: Setting, shape: str, config: ModelConfig, context: int, part
     keys, values = caches[0]
     actual = ours(0)  # writes the new token
     right("attend_step", actual, attend_reference(q, keys[0], values[0], start, 0), context + head_dim)
-    timings = setting.times({"ours": (ours, max(n, 8)), "sdpa": (theirs, max(n, 8))})
+    timings = setting.times({"ours": (ours, max(n, LEAST)), "sdpa": (theirs, max(n, LEAST))})
     labels = {"subject": "attend", "shape": shape, "weights": "bf16", "context": context, "layers": 1, "part": part}
     base = "PyTorch's attention alone, in a graph of the same run"
     setting.row(timings, "ours", nbytes, "sdpa", base, mode="dense", **labels)

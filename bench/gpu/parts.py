@@ -18,13 +18,14 @@ import triton
 from prosparse import machine
 from prosparse.kernels import cpu
 
+from . import FORMATS
 from .ops import ffns, ops
-from .subjects import Setting, described, over
+from .subjects import COLD, Setting, described, over
 from .tokens import beside, tokens
 from .variants import variants
 
 ONE, SEVEN, THIRTEEN = "minicpm-s-1b", "prosparse-llama-2-7b", "prosparse-llama-2-13b"
-EVERY = ("bf16", "int8", "int4")
+FEWER = 8  # where nothing is timed: so many times less memory, for several processes at once
 Part = Callable[[Setting], bool]
 
 
@@ -53,13 +54,13 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 PARTS: dict[str, Part] = {
     "environment": environment,
-    "tokens-1b": over(ONE, EVERY, tokens),
-    "tokens-7b": over(SEVEN, EVERY, tokens),
-    "ops-1b": over(ONE, EVERY, ops),
-    "ops-7b": over(SEVEN, EVERY, ops),
-    "variants-7b": over(SEVEN, EVERY, variants),
+    "tokens-1b": over(ONE, FORMATS, tokens),
+    "tokens-7b": over(SEVEN, FORMATS, tokens),
+    "ops-1b": over(ONE, FORMATS, ops),
+    "ops-7b": over(SEVEN, FORMATS, ops),
+    "variants-7b": over(SEVEN, FORMATS, variants),
     "ffn-1b": over(ONE, ("bf16",), ffns),
-    "ffn-7b": over(SEVEN, EVERY, ffns),
+    "ffn-7b": over(SEVEN, FORMATS, ffns),
     "ops-13b": over(THIRTEEN, ("bf16", "int4"), ops),
     "transformers-eager-1b": over(ONE, ("bf16",), partial(beside, False)),
     "transformers-compile-1b": over(ONE, ("bf16",), partial(beside, True)),
@@ -67,7 +68,7 @@ PARTS: dict[str, Part] = {
 }
 
 
-def run_part(name: str, rows: Path | None, rounds: int) -> int:
+def run_part(name: str, rows: Path | None, rounds: int, formats: tuple[str, ...] = FORMATS) -> int:
     """Measure a part on the current device; rows are appended to a file as they come. The exit status."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
 
@@ -76,4 +77,5 @@ def run_part(name: str, rows: Path | None, rounds: int) -> int:
             with rows.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    return 0 if PARTS[name](Setting(write, rounds)) else 1
+    cold = COLD if rounds > 1 else COLD // FEWER
+    return 0 if PARTS[name](Setting(write, rounds, cold, formats)) else 1

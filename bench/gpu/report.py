@@ -27,7 +27,7 @@ def line(row: Mapping[str, Any]) -> str:
     ratio = "" if row["dense_ratio"] is None else f"{row['dense_ratio']:.2f}"
     speed = "" if not row["bytes"] else f"{row['bytes'] / row['p10_us'] / 1e3:.0f}"
     share = "" if not row["bytes"] else f"{row['fraction_of_floor']:.0%}"
-    more = "" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.0f} tokens/s"
+    more = row["note"] or "" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.0f} tokens/s"
     if row["joules_per_token"] is not None:
         more += f", {row['joules_per_token']:.3f} J"
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -19,15 +20,16 @@ from prosparse.model.step import DeviceStep
 from prosparse.placement import choose
 from prosparse.weights.synthetic import Knobs, synthetic_weights, walk
 
+from ..adapters import ready
 from ..check import FLIPS, require_close
 from ..clock import Timing
 from ..modes import gated_blocks, in_mode
 from .clock import in_turns
 from .energy import joules
-from .ops import SPARSITY
-from .subjects import Setting
+from .subjects import SPARSITY, Setting
 
 START, CONTEXT = 512, 1024  # where timed tokens begin, and the room of the cache
+TOKEN = 5  # that is timed first
 TOKENS = 5  # times the rounds of an op
 GRAPH = "mode dense as a graph, over the same weights in the same run"
 ENERGY_S = 1.5  # of decoding while the energy counter of the board, which moves every tenth of a second, runs on
@@ -57,12 +59,12 @@ class Subject:
             part.normal_(generator=torch.Generator(decoder.device).manual_seed(0))
         self.steps = Steps(decoder, self.cache, DeviceStep, setting.new_graph)
         self.tally = new_tally(decoder.device, config.layers)
-        self.at = 0
+        self.at = self.calls = self.positions = 0
 
     def begin(self) -> None:
         """Go back to the first timed token."""
         self.at = self.start
-        if not self.steps.begin(torch.tensor([5]), (0,), (self.start,)):
+        if not self.steps.begin(torch.tensor([TOKEN]), (0,), (self.start,)):
             raise RuntimeError("no graph was made; the log says why")
 
     def graph(self) -> None:
@@ -71,20 +73,31 @@ class Subject:
             self.begin()
         self.steps.launch()
         self.at += 1
+        self.calls += 1
+        self.positions += self.at
 
-    def op_by_op(self) -> torch.Tensor:
-        """The same token at the start again, launched from the host."""
-        ids = torch.tensor([[5]], device=self.decoder.device)
+    def count_anew(self) -> None:
+        """From the first timed token on."""
+        self.begin()
+        self.steps.tally.zero_()
+        self.calls = self.positions = 0
+
+    def op_by_op(self, token: torch.Tensor | int = TOKEN) -> torch.Tensor:
+        """A token at the start again, launched from the host."""
+        ids = torch.as_tensor(token, device=self.decoder.device).view(1, 1)
         hidden = self.decoder.decode(ids, (0,), (self.start,), self.cache, self.tally)
         return self.decoder.logits(hidden)
 
     def read(self, done: list[list[float]], positions: float) -> float:
         """Bytes of a token whose FFNs did this, with so many positions in the cache."""
-        keys = self.cache.keys
-        found = self.decoder.lm_head.nbytes + 2 * keys[:, 0, :, 0].numel() * keys.element_size() * positions
+        found = self.decoder.lm_head.nbytes + self.cached(positions)
         for (attention, ffn), own in zip(gated_blocks(self.decoder), done, strict=True):
             found += attention.qkv.nbytes + attention.o.nbytes + ffn.bytes_read(1, own)  # type: ignore[arg-type]
         return found
+
+    def cached(self, positions: float) -> float:
+        """Bytes of the cache that a token reads."""
+        return self.cache.position_bytes * positions
 
 
 def _model(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> tuple[Decoder, Knobs]:
@@ -102,14 +115,13 @@ def _ours(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> None:
     expected = subjects["dense"].op_by_op()
     for mode, subject in subjects.items():
         require_close(f"a token of mode {mode}", subject.steps.logits.cpu(), expected.cpu(), config.hidden, FLIPS)
-        subject.begin()
-        subject.steps.tally.zero_()
+        subject.count_anew()
     rounds = TOKENS * setting.rounds
     recorded: dict[str, tuple[Callable[[], object], int]] = {m: (s.graph, 1) for m, s in subjects.items()}
     probed = {"probe": (setting.probed, setting.PROBES)}
     timings = in_turns(setting.clock, {**recorded, **probed}, rounds)
-    launched = rounds + 1
-    done = {mode: (subject.steps.tally.double() / launched).tolist() for mode, subject in subjects.items()}
+    done = {mode: (subject.steps.tally.double() / subject.calls).tolist() for mode, subject in subjects.items()}
+    positions = {mode: subject.positions / subject.calls for mode, subject in subjects.items()}
     host = {mode: (subject.op_by_op, 1) for mode, subject in subjects.items()}
     slow = in_turns(setting.clock, {**host, **probed}, setting.rounds)
     for mode, subject in subjects.items():
@@ -119,10 +131,10 @@ def _ours(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> None:
             "activation_sparsity": round(zeros, 4), "context": decoder.context,
         }  # fmt: skip
         spent = joules(subject.graph, timings[mode].median, ENERGY_S if setting.rounds > 1 else 0.0, setting.device)
-        read = subject.read(done[mode], subject.start + launched / 2)
+        read = subject.read(done[mode], positions[mode])
         note = "one CUDA graph a token"
         write(setting, timings, mode, read, "dense", GRAPH, note=note, joules_per_token=spent, **labels)
-        read = subject.read(done[mode], subject.start)
+        read = subject.read(done[mode], subject.start + 1)
         write(setting, slow, mode, read, "none", GRAPH, note="op by op, without a graph", **labels)
 
 
@@ -139,16 +151,22 @@ def _theirs(setting: Setting, shape: str, config: ModelConfig, fmt: str, compile
     from ..with_transformers import Transformers  # seconds of imports, for those who ask for it
 
     decoder, knobs = _model(setting, shape, config, fmt)
-    ours = Subject(setting, decoder)
-    ours.begin()
-    other = Transformers(decoder, decoder.context, compiled)
-    ids = walk(config.vocab, ours.start + 1).to(setting.device)
-    other.prefill(ids[:-1])
+    ours, other = Subject(setting, decoder), Transformers(decoder, decoder.context, compiled)
+    ids = walk(config.vocab, decoder.context).to(setting.device)
+    decoder.prefill(ids[: ours.start], 0, 0, ours.cache)
+    ready(other, ids, ours.start, 1, ours.op_by_op(ids[ours.start]))
+    places = cycle(range(ours.start, decoder.context))
+
+    def theirs() -> torch.Tensor:
+        at = next(places)
+        return other.decode(ids[at : at + 1], at)
+
     for _ in range(3):  # compiles, and then records a graph of its own
-        other.decode(ids[-1:], ours.start)
+        theirs()
+    ours.begin()
     calls: dict[str, tuple[Callable[[], object], int]] = {
         "dense": (ours.graph, 1),
-        "theirs": (lambda: other.decode(ids[-1:], ours.start), 1),
+        "theirs": (theirs, 1),
         "probe": (setting.probed, setting.PROBES),
     }
     timings = in_turns(setting.clock, calls, setting.rounds)
@@ -157,6 +175,5 @@ def _theirs(setting: Setting, shape: str, config: ModelConfig, fmt: str, compile
         "context": decoder.context, "mode": "transformers-compile" if compiled else "transformers-eager",
         "note": other.note,
     }  # fmt: skip
-    read = other.nbytes + ours.read([[0.0] * 4] * config.layers, ours.start) - decoder.lm_head.nbytes
-    read -= sum(a.qkv.nbytes + a.o.nbytes + f.gate.nbytes for a, f in gated_blocks(decoder))
+    read = other.nbytes + ours.cached(ours.start + 1)
     write(setting, timings, "theirs", read, "dense", GRAPH, **labels)

@@ -17,8 +17,7 @@ from prosparse.kernels.weight import bytes_per_row
 
 from ..ffn import make_layer, shift_of
 from . import ops
-from .ops import SPARSITY, normal, right
-from .subjects import Setting
+from .subjects import LEAST, SPARSITY, Setting, normal, right
 
 TABLE = "the sizes of `configs`, in the same run"
 ROWS = [(1, 8, 3), (2, 4, 3), (2, 8, 2), (2, 8, 4), (4, 4, 3), (4, 8, 2), (4, 8, 3), (8, 8, 2)]
@@ -102,7 +101,7 @@ def _linear(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> None
 
     labels = {"subject": "linear", "shape": shape, "weights": fmt, "mode": "dense", "layers": 1}
     others: dict[str, Callable[[], Any]] = {"table": partial(changed, ()), **row_variants()}
-    _measure(setting, lambda i: linear.launch(x, weights[i % n].codes), max(n, 8), others, check, nbytes, **labels)
+    _measure(setting, lambda i: linear.launch(x, weights[i % n].codes), max(n, LEAST), others, check, nbytes, **labels)
 
 
 def _ffn(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> None:
@@ -124,7 +123,7 @@ def _ffn(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> None:
 
     labels = {"subject": "ffn", "shape": shape, "weights": fmt, "mode": "exact", "layers": 1}
     others: dict[str, Callable[[], Any]] = {"table": partial(changed, ()), **row_variants(), **down_variants(fmt)}
-    _measure(setting, call, max(n, 8), others, check, matrix + read, **labels)
+    _measure(setting, call, max(n, LEAST), others, check, matrix + read, **labels)
 
 
 def _attend(setting: Setting, shape: str, config: ModelConfig, tile: tuple[int, int, int]) -> None:

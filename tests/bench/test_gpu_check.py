@@ -46,6 +46,8 @@ def test_parts_have_names_of_their_own_and_fit():
     names = [job.name for job in JOBS]
     assert len(set(names)) == len(names) and all(job.limit_s <= check.TOTAL_S for job in JOBS)
     assert set(check.WARM) <= set(names)
+    warm = next(job for job in JOBS if job.name == "warm")
+    assert len(set(warm.commands)) == len(check.WARM) * len(check.FORMATS)
     for job in JOBS:
         for path in (part for command in job.commands for part in command if part.startswith("tests/")):
             assert (check.ROOT / path).exists(), path
@@ -54,10 +56,11 @@ def test_parts_have_names_of_their_own_and_fit():
 def test_a_part_that_fails_or_hangs_leaves_its_rows_and_the_others(tmp_path, capsys):
     row = json.dumps(ROW)
     writes = f"import sys; open(sys.argv[1], 'a').write({row!r} + chr(10))"
+    half_a_row = f"{writes}; open(sys.argv[1], 'a').write({row[:9]!r}); import time; time.sleep(60)"
     jobs = [
         Job("fine", 30, "writes", ((*python(writes), "{rows}"), python("print('beside')"))),
         Job("broken", 30, "fails", (python("print('FAILED tests/x.py::y - because'); raise SystemExit(3)"),)),
-        Job("slow", 2, "hangs", ((*python(writes + "; import time; time.sleep(60)"), "{rows}"),)),
+        Job("slow", 2, "hangs", ((*python(half_a_row), "{rows}"),)),
         Job("missing", 30, "needs a tool", (python("1"),), ("no-such-tool",)),
     ]
     state: dict = {}
@@ -69,6 +72,26 @@ def test_a_part_that_fails_or_hangs_leaves_its_rows_and_the_others(tmp_path, cap
     assert "beside" in (tmp_path / "log.txt").read_text()
     assert "not run: none; failed or stopped: broken, slow" in capsys.readouterr().out
     assert json.loads((tmp_path / "state.json").read_text()) == state
+
+
+def test_a_part_that_was_cut_for_want_of_time_is_done_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check, "TOTAL_S", check.LEAST_S + 1)
+    monkeypatch.setattr(check, "run", lambda *args: {"status": "stopped", "rows": [], "seconds": 9.0, "tail": ""})
+    state: dict = {}
+    jobs = [Job("long", check.LEAST_S + 60, "takes longer", ()), Job("short", check.LEAST_S, "hangs", ())]
+    assert check.check(jobs, state, tmp_path) == 1
+    assert [part["status"] for part in state.values()] == ["cut", "stopped"]
+    assert "not run: long; failed or stopped: short" in capsys.readouterr().out
+    monkeypatch.setattr(check, "run", lambda *args: {"status": "done", "rows": [], "seconds": 9.0, "tail": ""})
+    check.check(jobs, state, tmp_path)
+    assert [part["status"] for part in state.values()] == ["done", "stopped"]
+
+
+def test_what_is_said_and_found_is_in_the_folder_as_it_comes(tmp_path):
+    says = "import sys, pathlib; print('so far'); log, rows = map(pathlib.Path, sys.argv[1:3])"
+    looks = f"{says}; rows.write_text('[]' + chr(10)); assert 'so far' in log.read_text(), 'kept back'"
+    job = Job("open", 30, "looks at its own log", ((*python(looks), str(tmp_path / "log.txt"), "{rows}"),))
+    assert check.run(job, 30, tmp_path)["rows"] == [[]] and (tmp_path / "running.jsonl").exists()
 
 
 def test_what_is_done_is_not_done_again_and_the_time_ends(tmp_path, capsys, monkeypatch):

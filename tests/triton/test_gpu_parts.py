@@ -33,6 +33,8 @@ CONFIG = dataclasses.replace(
 class HostClock:
     """Calls again what was recorded, and looks at the host's clock."""
 
+    warm_s = 0.0
+
     def record(self, call, calls):
         return lambda: [call(number) for number in range(min(calls, 2))]
 
@@ -70,6 +72,17 @@ def test_nothing_fails(setting, measure, fmt, caplog):
     assert setting.rows and all(tuple(row) == KEYS for row in setting.rows)
     assert {row["device"] for row in setting.rows} == {"cuda"} and {row["weights"] for row in setting.rows} >= {fmt}
     assert not [record for record in caplog.records if "Error" in record.message], caplog.text
+    if measure is ops.ops:
+        found = {(row["subject"], row["mode"]) for row in setting.rows}
+        assert {("ffn_23", "exact"), ("ffn_4", "exact"), ("ffn_4", "cublas"), ("glu_active", "exact")} <= found
+        assert {row["subject"] for row in setting.rows} >= {"linear", "ffn", "gate_select", "attend"}
+
+
+def test_a_part_measures_the_formats_that_are_asked_for(setting):
+    part = subjects.over("minicpm-s-1b", ("bf16", "int8"), lambda *args: asked.append(args[-1]) or {})
+    for formats, expected in (subjects.FORMATS, ["bf16", "int8"]), (("int8",), ["int8"]), (("int4",), []):
+        asked: list[str] = []
+        assert part(dataclasses.replace(setting, formats=formats)) and asked == expected
 
 
 def test_the_environment_and_zeros(setting, caplog):
