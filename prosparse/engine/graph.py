@@ -24,6 +24,7 @@ from ..model.step import DeviceStep
 
 log = logging.getLogger("prosparse")
 
+_recording = threading.Lock()
 LATE = 2  # steps launched beyond the one that is read: what the host does for a token takes a tenth of a step
 CHOICES = 2  # graphs for a number of sequences, one per choice of kernels: the latest, and the one before
 
@@ -65,8 +66,10 @@ class CudaGraph:
         with torch.cuda.stream(side):
             function()  # compiles the kernels, which cannot be done while launches are recorded
         here.wait_stream(side)
-        with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
-            function()
+        # One recording at a time in a process. A failed one leaves its stream behind, unless `here` is come back to.
+        with _recording, torch.cuda.stream(here):
+            with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
+                function()
 
     def replay(self) -> None:
         self._graph.replay()
@@ -177,8 +180,11 @@ class Steps:
             self._set(step, ids, slots, starts)  # recording may compute this very step, which does no harm
             graph.capture(step)
         except Exception as error:  # whatever it is, decoding goes on without
-            reason = str(error).strip().split("\n")[0]
-            log.warning("engine: no CUDA graph (%s: %s); decoding op by op", type(error).__name__, reason)
+            first: BaseException = error
+            while first.__context__ is not None:  # the end of a recording says only that something failed before
+                first = first.__context__
+            reason = str(first).strip().split("\n")[0]
+            log.warning("engine: no CUDA graph (%s: %s); decoding op by op", type(first).__name__, reason)
             self.failed = True
         else:
             self._recorded[len(slots), decoder] = step, graph
@@ -209,6 +215,7 @@ class StepPool:
         self._failed = False
         self._lock = threading.Lock()
 
+    @torch.inference_mode()  # else what one run made in this mode could not be written to in another without
     def lend(self, slots: int, context: int) -> Steps:
         """Steps whose cache has room for that, with a zeroed tally.
 

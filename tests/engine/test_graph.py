@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from steps_by_hand import CalledAgain, DecoderStep
@@ -9,7 +11,7 @@ from tiny_engine import make_model, some_tokens
 
 import prosparse
 from prosparse.engine import Engine
-from prosparse.engine.graph import LATE, StepPool, Steps
+from prosparse.engine.graph import LATE, CudaGraph, StepPool, Steps
 from prosparse.engine.session import Session
 from prosparse.errors import MachineError
 from prosparse.model.cache import KVCache
@@ -146,7 +148,10 @@ def test_no_graph_is_one_line_and_the_same_text(plain: Engine, caplog: pytest.Lo
     class Refuses(CalledAgain):
         def capture(self, function) -> None:
             super().capture(function)
-            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+            try:
+                raise RuntimeError("operation not permitted when stream is capturing\nand more")
+            finally:
+                raise ValueError("the end of a recording that failed")
 
     engine, options = over(plain, Watched(plain, Refuses)), without_eos(max_new_tokens=6)
     expected = told(plain, plain.generate(PROMPT, **options))
@@ -213,3 +218,60 @@ def test_says_what_keeps_steps_from_being_recorded(plain: Engine, monkeypatch: p
     assert unfit(plain.decoder) == "llama has biases that the step does not know"
     monkeypatch.setattr(plain.decoder, "ends", Ends(positions=torch.zeros(1, 1)))
     assert unfit(plain.decoder) == "llama has blocks or ends that the step does not know"
+
+
+def test_runs_inside_and_outside_of_inference_mode(plain: Engine) -> None:
+    engine = over(plain, Watched(plain))
+    expected = told(plain, plain.generate(PROMPT, **without_eos(max_new_tokens=4)))
+    for inside in (True, False, True):
+        with torch.inference_mode(inside):
+            assert told(engine, engine.generate(PROMPT, **without_eos(max_new_tokens=4))) == expected
+
+
+class Streams:
+    """torch.cuda as far as a recording goes; one that fails leaves its stream behind, as that of PyTorch 2.11 does."""
+
+    def __init__(self) -> None:
+        self.current = "here"
+
+    def current_stream(self):
+        return Stream(self.current)
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, capture_error_mode):
+        self.current = "recording"
+        yield
+        self.current = "here"
+
+
+class Stream:
+    def __init__(self, name: str = "side") -> None:
+        self.name = name
+
+    def wait_stream(self, other) -> None:
+        pass
+
+
+def test_a_recording_that_fails_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams, seen = Streams(), []
+    for name in ("current_stream", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(streams, name))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+
+    def work() -> None:
+        seen.append(streams.current)
+        if seen[-1] == "recording":
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="capturing"):
+        CudaGraph(pool=None).capture(work)
+    assert seen == ["side", "recording"] and streams.current == "here"
