@@ -13,6 +13,7 @@ from .. import __version__
 from ..config import ModelConfig
 from ..hardware import Machine, named_machine, parse_size, show_size, this_machine
 from ..placement import place
+from ..placement.sizes import ENGINE, Host
 from ..plan import Plan, fingerprint
 from ..weights import Checkpoint
 from ..weights.content import content_of
@@ -58,21 +59,19 @@ def profile_for(
     given: Profile | str | Path | None,
     config: ModelConfig,
     content: str,
-    whole: Callable[[], Engine],
-    progress: Callable[[int, int], None] | None = None,
+    count: Callable[[], Profile],
 ) -> Profile:
     """As `known_profile`; where there is none, one of the packaged text, which is kept.
 
     Args:
         given, config: as in `known_profile`.
         content: `content_key` of the weights.
-        whole: loads the model on one device.
-        progress: called with (tokens done, tokens in all) while they are counted.
+        count: makes one, by `profile_neurons`.
     """
     found = known_profile(given, config, content)
     if found is None:
         log.info("no profile of this model yet: its neurons are counted once, on the packaged text")
-        found = profile_neurons(whole(), content, progress)
+        found = count()
         PlanCache(fingerprint(config), content).keep_profile(found)
     return found
 
@@ -107,7 +106,7 @@ def plan_for(
     check_can_be_shared(config)
     target, nbytes = machine_of(machine), parse_size(budget, "budget")
     formats, content = choose_formats(checkpoint, names_of(config), asked), content_of(checkpoint, config)
-    found = profile_for(profile, config, content, lambda: whole(formats))
+    found = profile_for(profile, config, content, lambda: profile_neurons(whole(formats), content))
     return plan_within(nbytes, target, config, found, content, mode, formats, context, predictor), found
 
 
@@ -121,6 +120,7 @@ def plan_within(
     formats: Formats,
     context: int,
     predictor: Predictor | None,
+    host: Host = ENGINE,
 ) -> Plan:
     """The plan for a budget, from the cache where the same was asked for before.
 
@@ -133,6 +133,7 @@ def plan_within(
         formats: none of them "auto".
         context: tokens.
         predictor: for mode predicted.
+        host: who is to run it.
 
     Raises:
         UserError: a budget that is too small.
@@ -141,7 +142,8 @@ def plan_within(
     if usable < budget:
         log.warning("of the budget of %s, %s can be had; it is planned for those", show_size(budget), show_size(usable))
     here = dataclasses.replace(machine, gpu_bytes=usable)  # more that is free changes nothing
-    asked = (__version__, here.to_json(), budget, profile.key, mode, dataclasses.astuple(formats), context)
+    asked = (__version__, here.to_json(), budget, profile.key, mode, dataclasses.astuple(formats), context,
+             dataclasses.astuple(host))  # fmt: skip
     digest = hashlib.sha256(json.dumps(asked).encode())
     for own in () if predictor is None else predictor.layers:
         digest.update(b"none" if own is None else own.kind.encode() + own.offset.numpy().tobytes())
@@ -150,7 +152,7 @@ def plan_within(
     if plan is None:
         plan = place(
             config, profile, machine, budget, mode=mode, weights=formats.weights, lm_head=formats.lm_head,
-            context=context, predictor=predictor,
+            context=context, predictor=predictor, host=host,
         )  # fmt: skip
         cache.keep_plan(key, plan)
     return plan

@@ -9,7 +9,7 @@ from ..config import ModelConfig
 from ..errors import MachineError, UnsupportedError, UserError
 from ..hardware import show_size
 from ..model.tiers import FAST, SLOW, Tier, Tiers
-from ..placement.sizes import sizes_of
+from ..placement.sizes import ENGINE, Host, sizes_of
 from ..plan import Placement, Plan, Split
 from ..sparsity import HybridFFN, Selector
 from ..sparsity.double_buffer import DoubleBuffer
@@ -20,8 +20,10 @@ from ..weights.formats import Formats
 from ..weights.model_weights import ColdWeights, LayerWeights
 from ..weights.neuron_profile import Profile
 from ..weights.predictor import LayerPredictor, Predictor
+from .memory_limit import Grant
 
 CPU = torch.device("cpu")
+GROWTH = 64 << 20  # bytes by which a context may be larger than when the plan was made; a workspace is larger
 
 
 def fast_device(device: str) -> torch.device:
@@ -111,11 +113,27 @@ def agreed(placement: Placement, asked: Formats, context: int | None) -> tuple[F
     return Formats(placement.weights, placement.lm_head), placement.context if context is None else context
 
 
-def check_room(plan: Plan, config: ModelConfig, context: int, predictor: Predictor | None, fast: torch.device) -> None:
-    """Raise MachineError unless what a placed plan takes, beside the device's context, is free there now."""
+def check_room(
+    plan: Plan,
+    config: ModelConfig,
+    context: int,
+    predictor: Predictor | None,
+    fast: torch.device,
+    limit: Grant | None,
+    host: Host = ENGINE,
+) -> None:
+    """Raise MachineError unless what a placed plan takes, beside the device's context, is free there now.
+
+    Args:
+        plan, config, predictor: of the model.
+        context: tokens.
+        fast: the device.
+        limit: what the model may take there.
+        host: who runs it.
+    """
     placement = plan.placement
     assert placement is not None, "a plan without placement is for one device"
-    sizes = sizes_of(config, placement.weights, placement.lm_head, context, plan.mode, predictor)
+    sizes = sizes_of(config, placement.weights, placement.lm_head, context, plan.mode, predictor, host)
     splits = [(layer.split, guess) for layer, guess in zip(plan.layers, sizes.predictor, strict=True)]
     near = [
         sizes.attention + sizes.cache + guess + sizes.row * (split.gate + 2 * split.hot)
@@ -129,6 +147,11 @@ def check_room(plan: Plan, config: ModelConfig, context: int, predictor: Predict
         raise MachineError(
             f"plan: takes {show_size(need)} {'of the GPU' if on_gpu else 'of memory for its fast part'}, but "
             f"{show_size(free)} are free now; close other programs, or make a plan for a lower --budget"
+        )
+    if limit is not None and need > limit.left + GROWTH:
+        raise MachineError(
+            f"plan: takes {show_size(need)} of the GPU, but a budget of {show_size(limit.budget)} leaves "
+            f"{show_size(limit.left)} beside a context of {show_size(limit.context)}; make a plan for a higher --budget"
         )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import operator
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from numbers import Integral
 from typing import Any
 
@@ -22,6 +23,8 @@ from .choice import TimesOf
 from .embeds import check_embeds
 from .graph import StepPool
 from .kernels import KernelChoice
+from .memory_limit import Grant
+from .out_of_memory import Held, told
 from .request import Generation, Request
 from .session import PREFILL_CHUNK, Progress, Session
 from .stats import request_stats
@@ -51,9 +54,10 @@ class Engine:
         deterministic: bool = False,
         pool: StepPool | None = None,
         times: TimesOf | None = None,
+        limit: Grant | None = None,
     ) -> None:
         self.prefill_chunk = MAX_ROWS if deterministic else PREFILL_CHUNK
-        self.audit, self._pool = audit, pool
+        self.audit, self._pool, self._limit = audit, pool, limit
         self.decoder, self.tokenizer, self._choice = decoder, tokenizer, KernelChoice(decoder, plan, times)
         self.model_sampling, self.kv_dtype = model_sampling, kv_dtype
         self.stats: dict[str, Any] = {}
@@ -109,19 +113,20 @@ class Engine:
         Raises:
             UserError: an empty prompt, a token id outside the vocabulary, a prompt as long as the context, an unknown
                 option, or embeddings that are not finite or of another shape or dtype.
-            MachineError: logits that are not finite, or no memory for the cache.
+            MachineError: logits that are not finite, or no memory for the cache or the work.
         """
         _check_one_of("generate", prompt, inputs_embeds)
         given: Any = inputs_embeds if prompt is None else prompt
         several = isinstance(given, Sequence) if prompt is None else is_batch(prompt)
         requests = self._requests(given if several else [given], params, options, prompt is None)
-        session = self._session(len(requests))
-        try:
-            for _ in session.run(requests, progress):
-                pass
-            results = [self._finished(request, session) for request in requests]
-        finally:
-            session.close()
+        with self._told("generate"):
+            session = self._session(len(requests))
+            try:
+                for _ in session.run(requests, progress):
+                    pass
+                results = [self._finished(request, session) for request in requests]
+            finally:
+                session.close()
         return results if several else results[0]
 
     def stream(
@@ -145,14 +150,15 @@ class Engine:
         return self._stream(request, progress)
 
     def _stream(self, request: Request, progress: Progress | None) -> Iterator[str]:
-        session = self._session(1)
-        try:
-            for _, piece in session.run([request], progress):
-                if piece:
-                    yield piece
-            self._finished(request, session)
-        finally:
-            session.close()
+        with self._told("stream"):
+            session = self._session(1)
+            try:
+                for _, piece in session.run([request], progress):
+                    if piece:
+                        yield piece
+                self._finished(request, session)
+            finally:
+                session.close()
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int] | Tensor, chunk: int | None = None) -> Tensor:
@@ -173,9 +179,10 @@ class Engine:
             raise UserError(f"logits: chunk must be at least 1 token, got {chunk}")
         if len(ids) > self.context:
             raise UserError(f"logits: {len(ids)} tokens are more than the context of {self.context}; raise --context")
-        session = Session(self.decoder, self.kv_dtype, 1, len(ids), chunk=self.prefill_chunk)
-        parts = [self.decoder.logits(hidden).cpu() for hidden in session.prefill(torch.tensor(ids), chunk=chunk)]
-        return torch.cat(parts)
+        with self._told("logits"):
+            session = Session(self.decoder, self.kv_dtype, 1, len(ids), chunk=self.prefill_chunk)
+            parts = [self.decoder.logits(hidden).cpu() for hidden in session.prefill(torch.tensor(ids), chunk=chunk)]
+            return torch.cat(parts)
 
     @torch.no_grad()  # a tensor of inference mode could not be written to, and rows of this one are to be replaced
     def embed(self, token_ids: Sequence[int] | Tensor) -> Tensor:
@@ -260,6 +267,10 @@ class Engine:
         return Session(
             self.decoder, self.kv_dtype, slots, self.context, self.audit, self.prefill_chunk, self._pool, self._choice
         )
+
+    def _told(self, where: str) -> AbstractContextManager[None]:
+        held = Held(self.config, self.weights, self.context, None if self._limit is None else self._limit.budget)
+        return told(where, held, self.decoder.tiers.layers[-1].device)
 
     def _finished(self, request: Request, session: Session) -> Generation:
         self.stats = request_stats(request, session, self.decoder, self.plan)

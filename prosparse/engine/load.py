@@ -22,15 +22,19 @@ from ..weights import ModelWeights, load_weights, resolve_model
 from ..weights.content import content_of
 from ..weights.divide import Division
 from ..weights.formats import Formats
+from ..weights.load import choose_formats
 from ..weights.names import check_names
 from ..weights.neuron_profile import Profile, content_key
 from ..weights.predictor import LayerPredictor, Predictor
+from ..weights.tables import names_of
 from .audit import check_every
 from .budget import known_profile, plan_for
 from .divided import Sharing, agreed, check_room, divide, fast_device, tiers_of
 from .engine import Engine
 from .graph import StepPool
 from .kernels import times_of
+from .memory_limit import grant
+from .out_of_memory import Held, fitting_budget, told
 from .profiling import WINDOW
 from .source import held_formats, open_source
 
@@ -132,28 +136,36 @@ def load(
 
         chosen, profile = plan_for(budget, machine, checkpoint, config, mode, asked, tokens, predictor, profile, whole)
     tokenizer, model_sampling = source.tokenizer(), source.sampling()
+    limit = None
     if chosen.placement is not None:
         if deterministic:
             raise UserError("load: deterministic is for a model on one device; leave it or the budget and plan out")
         asked, tokens = agreed(chosen.placement, asked, context)
         known = known_profile(profile, config, content_of(checkpoint, config))
         division = divide(chosen, config, known, fast_device(device))
-        check_room(chosen, config, tokens, predictor, division.fast)
+        limit = grant(chosen.placement.budget, division.fast)
+        check_room(chosen, config, tokens, predictor, division.fast, limit)
     elif profile is not None:
         raise UserError("load: a profile is for a budget or a placed plan, and there is neither; pass --budget too")
-    tensors = load_weights(
-        checkpoint, config, asked.weights, this.resolve_device(device), progress, lm_head=asked.lm_head,
-        layouts=[layer.layout for layer in chosen.layers], division=division,
-    )  # fmt: skip
-    decoder = assemble(config, tensors, chosen, tokens, predictor, division)
+    else:
+        asked = choose_formats(checkpoint, names_of(config), asked)
+    where = this.resolve_device(device)
+    held = Held(config, asked.weights, tokens, None if limit is None else limit.budget)
+    with told("load", held, where):
+        tensors = load_weights(
+            checkpoint, config, asked.weights, where, progress, lm_head=asked.lm_head,
+            layouts=[layer.layout for layer in chosen.layers], division=division,
+            instead=fitting_budget(held) if where.type == "cuda" else None,
+        )  # fmt: skip
+        decoder = assemble(config, tensors, chosen, tokens, predictor, division)
     fmt, head = tensors.layers[0].gate.format, tensors.lm_head.format
-    held = fmt if head == fmt else f"{fmt} (lm_head {head})"
-    log.info("%s: %s weights, mode %s (%s)", name, held, chosen.mode, chosen.reason)
+    formats = fmt if head == fmt else f"{fmt} (lm_head {head})"
+    log.info("%s: %s weights, mode %s (%s)", name, formats, chosen.mode, chosen.reason)
     kv_dtype = torch.float32 if fmt == "fp32" else torch.bfloat16
     pool = None if why_no_step(decoder) else StepPool(decoder, kv_dtype)
     times = None if deterministic else times_of(decoder, chosen)
     every = check_every(audit, chosen.mode)
-    return Engine(decoder, tokenizer, chosen, model_sampling, kv_dtype, every, deterministic, pool, times)
+    return Engine(decoder, tokenizer, chosen, model_sampling, kv_dtype, every, deterministic, pool, times, limit)
 
 
 def assemble(

@@ -10,12 +10,20 @@ from torch import Tensor
 from ..plan import fingerprint
 from ..weights.neuron_profile import Profile
 from .engine import Engine
+from .tokenizer import Tokenizer
 from .watch import open_ffns, read_window, watched
 from .windows import CALIBRATION, cut, read_text
 
 TOKENS = 8192  # enough for an order: a neuron's frequency is known to 1.1 % of the tokens or better
 WINDOW = 512
 LONGEST = 5  # characters that a token stands for, or fewer
+
+
+def profiled_windows(tokenizer: Tokenizer, context: int) -> Tensor:
+    """What is read for a profile, [windows, tokens] int64, by a model of this context."""
+    documents = read_text(CALIBRATION)
+    every = max(1, sum(map(len, documents)) // (TOKENS * LONGEST))  # splitting all into tokens would take the most time
+    return cut(documents[::every], tokenizer, min(WINDOW, context), TOKENS).inputs
 
 
 def profile_neurons(engine: Engine, content: str, progress: Callable[[int, int], None] | None = None) -> Profile:
@@ -29,10 +37,7 @@ def profile_neurons(engine: Engine, content: str, progress: Callable[[int, int],
     Raises:
         UnsupportedError: its FFNs cannot be looked into.
     """
-    config = engine.config
-    documents = read_text(CALIBRATION)
-    every = max(1, sum(map(len, documents)) // (TOKENS * LONGEST))  # splitting all into tokens would take the most time
-    windows = cut(documents[::every], engine.tokenizer, min(WINDOW, engine.context), TOKENS).inputs
+    config, windows = engine.config, profiled_windows(engine.tokenizer, engine.context)
     counts = torch.zeros(config.layers, config.neurons, dtype=torch.int64)
 
     def view(layer: int, residual: Tensor, x: Tensor, value: Tensor, h: Tensor) -> None:

@@ -17,7 +17,7 @@ from .. import machine as this
 from ..errors import MachineError, UserError
 from ..weights.whole_files import write_whole
 from .description import Machine
-from .measure import gpu_memory, measure_machine
+from .measure import gpu_memory, load_libraries, measure_machine
 
 log = logging.getLogger("prosparse")
 
@@ -36,6 +36,7 @@ def this_machine() -> Machine:
         log.info("measuring this machine, once (%s keeps the result; delete it to measure again)", path)
         found = measure_machine()
         _write(path, found)
+    load_libraries()
     available, context = gpu_memory()
     return dataclasses.replace(found, gpu_bytes=available, context_bytes=context)
 

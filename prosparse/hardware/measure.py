@@ -93,6 +93,15 @@ def gpu_memory() -> tuple[int, int]:
     return free + reserved + context, context
 
 
+def load_libraries() -> None:
+    """Let the context of the GPU grow to what it is while a model runs there: libraries and kernels load on first use."""
+    device = torch.device("cuda")
+    _tiny(device)(0)
+    square = torch.ones(64, 64, dtype=torch.bfloat16, device=device)
+    square @ square
+    torch.cuda.synchronize()
+
+
 def _kernels(device: torch.device) -> tuple[float, dict[str, float], float, float, float]:
     """Of a device, in turns: bytes per second of `linear`, the share of them that packed formats reach, bytes per
     second of long scattered rows, seconds that a row costs beside its bytes, and seconds of a call that does little.

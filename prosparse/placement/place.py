@@ -15,7 +15,7 @@ from .activity import Activity, activity_of
 from .choose import LAYOUT, choose
 from .latency import Latency
 from .problem import Choice, Problem, ends_of, options_of
-from .sizes import Sizes, sizes_of
+from .sizes import ENGINE, Host, Sizes, sizes_of
 from .solve import solve
 
 
@@ -31,6 +31,7 @@ def place(
     context: int = 512,
     predictor: Predictor | None = None,
     assumed_predictor: bool = False,
+    host: Host = ENGINE,
 ) -> Plan:
     """The plan that is expected to be fastest within a budget of GPU memory.
 
@@ -45,6 +46,7 @@ def place(
         context: tokens that the cache has room for.
         predictor: for mode predicted.
         assumed_predictor: plan mode predicted without one, for a typical predictor: see `sizes` and `activity`.
+        host: who is to run it.
 
     Returns:
         A plan whose layers all have a split: everything on the GPU where that fits, nothing where sharing loses.
@@ -55,7 +57,7 @@ def place(
     """
     assumed = assumed_predictor and mode == "predicted" and predictor is None and config.activation.makes_zeros
     modes = [mode] * config.layers if assumed else [each.mode for each in choose(config, mode, predictor).layers]
-    case = Case.of(config, profile, machine, modes, weights, lm_head, context, predictor)
+    case = Case.of(config, profile, machine, modes, weights, lm_head, context, predictor, host)
     usable = min(budget, machine.gpu_bytes)
     least = case.least_budget
     if usable < least:
@@ -98,11 +100,11 @@ class Case:
     @classmethod
     def of(
         cls, config: ModelConfig, profile: Profile, machine: Machine, modes: list[str], weights: str, lm_head: str,
-        context: int, predictor: Predictor | None,
+        context: int, predictor: Predictor | None, host: Host = ENGINE,
     ) -> Case:  # fmt: skip
         """Raises UserError where profile or predictor is of another shape, UnsupportedError for other FFNs."""
         profile.check_fits(fingerprint(config), profile.content, config.layers, config.neurons)
-        sizes = sizes_of(config, weights, lm_head, context, _common(modes), predictor)
+        sizes = sizes_of(config, weights, lm_head, context, _common(modes), predictor, host)
         latency = Latency(config, sizes, machine, weights, lm_head)
         activity = activity_of(profile, config, modes, predictor)
         layers = [

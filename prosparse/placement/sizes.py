@@ -19,6 +19,22 @@ ASSUMED_RANK = 256  # of the int8 predictor that stands for one that is not made
 
 
 @dataclass(frozen=True)
+class Host:
+    """Who runs a model, as far as its bytes depend on it.
+
+    Args:
+        vector_bytes: of a number of a norm or bias.
+        prompt: tokens of a prompt that are at work at once outside the FFNs; None is the whole context.
+    """
+
+    vector_bytes: int
+    prompt: int | None
+
+
+ENGINE = Host(4, PREFILL_TOKENS)
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Bytes.
 
@@ -42,7 +58,13 @@ class Sizes:
 
 
 def sizes_of(
-    config: ModelConfig, weights: str, lm_head: str, context: int, mode: str, predictor: Predictor | None = None
+    config: ModelConfig,
+    weights: str,
+    lm_head: str,
+    context: int,
+    mode: str,
+    predictor: Predictor | None = None,
+    host: Host = ENGINE,
 ) -> Sizes:
     """The sizes of a model.
 
@@ -52,6 +74,7 @@ def sizes_of(
         context: tokens of the cache.
         mode: one of `plan.MODES`; without a predictor, predicted takes one of rank `ASSUMED_RANK` in int8.
         predictor: of the model.
+        host: who runs it.
 
     Raises:
         UserError: a format or context that is none.
@@ -73,23 +96,24 @@ def sizes_of(
     guesses = [None] * config.layers if predictor is None else predictor.layers
     predicted = mode == "predicted"
     return Sizes(
-        attention=attention + 4 * (biases + 2 * hidden),
+        attention=attention + host.vector_bytes * (biases + 2 * hidden),
         cache=2 * config.kv_heads * context * head_dim * kv_bytes,
         row=bytes_per_row(weights, hidden),
         predictor=tuple(
             0 if not predicted else _assumed(config) if predictor is None else _guess_bytes(config, own)
             for own in guesses
         ),
-        head=table + 4 * hidden,
+        head=table + host.vector_bytes * hidden,
         embedding=table if config.tied_embeddings else config.vocab * bytes_per_row(weights, width),
-        fixed=_workspace(config, weights, context, qkv) + config.layers * GRAPH_BYTES,
+        fixed=_workspace(config, weights, context, qkv, host.prompt or context) + config.layers * GRAPH_BYTES,
     )
 
 
-def _workspace(config: ModelConfig, weights: str, context: int, qkv: int) -> int:
-    """Of a chunk of a prompt: activations in fp32, the mask of attention, a packed matrix as bf16; logits of a step."""
-    activations = PREFILL_TOKENS * (4 * config.hidden + qkv + 3 * config.neurons) * 4
-    mask = PREFILL_TOKENS * context * 4
+def _workspace(config: ModelConfig, weights: str, context: int, qkv: int, prompt: int) -> int:
+    """Of a prompt: fp32 activations, FFNs' of a chunk; attention's mask, a packed matrix as bf16; a step's logits."""
+    prompt = max(prompt, PREFILL_TOKENS)
+    activations = (prompt * (4 * config.hidden + qkv) + PREFILL_TOKENS * 3 * config.neurons) * 4
+    mask = prompt * context * 4
     written_out = config.neurons * config.hidden * 2 if weights in ("int8", "int4") else 0
     return activations + mask + written_out + 2 * BUFFER_BYTES + GEMM_BYTES + 2 * 4 * config.vocab
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..config import ModelConfig
 from ..config.shapes import shape
-from ..engine import Engine
 from ..engine.budget import profile_for
 from ..engine.load import DEFAULT_CONTEXT, EMBEDDED_MODEL, load
+from ..engine.profiling import profile_neurons
 from ..engine.source import held_formats, open_source
 from ..errors import UserError
 from ..placement.activity import synthetic_profile
@@ -104,10 +104,11 @@ def of_model(
     if predictor is not None:
         predictor.check_fits(fingerprint(config), content, config.layers, config.neurons, config.hidden)
 
-    def whole() -> Engine:
-        return load(model, "dense", formats.weights, "cpu", lm_head=formats.lm_head)
+    def count() -> Profile:
+        engine = load(model, "dense", formats.weights, "cpu", lm_head=formats.lm_head)
+        return profile_neurons(engine, content, None if progress is None else partial(progress, "counting"))
 
-    counts = profile_for(profile, config, content, whole, None if progress is None else partial(progress, "counting"))
+    counts = profile_for(profile, config, content, count)
     return Subject(config, counts, formats.weights, formats.lm_head, _context(config, context))
 
 

@@ -35,6 +35,7 @@ def load_weights(
     lm_head: str = "auto",
     layouts: Sequence[str] | None = None,
     division: Division | None = None,
+    instead: str | None = None,
 ) -> ModelWeights:
     """Read a model's weights.
 
@@ -49,6 +50,7 @@ def load_weights(
         lm_head: its weight format; "auto" is as stored in a converted folder, else that of the other weights.
         layouts: of each layer, see `kernels.weight.LAYOUTS`; None is rows for all.
         division: of a model with one gated FFN a layer between two devices, in place of `device`.
+        instead: what else would fit where memory does not do, for the message.
 
     Raises:
         CheckpointError: the checkpoint does not hold this model, or a weight is NaN or infinite (in its format).
@@ -65,7 +67,7 @@ def load_weights(
             fast = Place(torch.device(device) if division is None else division.fast)
             slow = fast if division is None else Place(division.slow)
             reader = Reader(checkpoint, shapes, fast, workers, progress)
-            return _load(reader, slow, config, formats, layouts or ["rows"] * config.layers, division)
+            return _load(reader, slow, config, formats, layouts or ["rows"] * config.layers, division, instead)
 
 
 def load_layer(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig, layer: int) -> ModelWeights:
@@ -95,6 +97,22 @@ def choose_formats(checkpoint: Checkpoint, names: Names, asked: Formats) -> Form
     return Formats(weights, weights if formats.lm_head == "auto" else formats.lm_head)
 
 
+def bytes_in_formats(config: ModelConfig, held: str) -> dict[str, int]:
+    """Bytes of a model's weights in the formats that might be asked for in place of the one that is held.
+
+    There is none for a packed one: perhaps it is stored so.
+    """
+    if held in GROUP:
+        return {}
+    near, names, sizes = (
+        whole(torch.device("cpu"), config.layers, config.neurons),
+        names_of(config),
+        expected_shapes(config),
+    )
+    kept = [fmt for fmt in ("bf16", *GROUP) if fmt != held]
+    return {fmt: sum(near.nbytes(names, sizes, Formats(fmt, fmt), config.tied_embeddings)) for fmt in kept}
+
+
 def has_own_lm_head(checkpoint: Checkpoint | PickledCheckpoint, names: Names) -> bool:
     """Whether a checkpoint of a tied model holds an lm_head that is not its embedding."""
     if names.lm_head not in checkpoint:
@@ -110,6 +128,7 @@ def _load(
     formats: Formats,
     layouts: Sequence[str],
     division: Division | None,
+    instead: str | None,
 ) -> ModelWeights:
     checkpoint, names, sizes, fast = reader.checkpoint, names_of(config), reader.sizes, reader.place
     tied = config.tied_embeddings
@@ -120,13 +139,10 @@ def _load(
         tied, sizes[names.lm_head] = False, sizes[names.embed]
     near = division or whole(fast.device, config.layers, config.neurons)
     wanted = near.nbytes(names, sizes, formats, tied)
-    others = {}
-    if slow is fast and formats.weights not in GROUP:  # packed ones are perhaps stored, and then there is no other
-        kept = [fmt for fmt in ("bf16", *GROUP) if fmt != formats.weights]
-        others = {fmt: sum(near.nbytes(names, sizes, Formats(fmt, fmt), tied)) for fmt in kept}
-    reader.expect(
-        {fast: sum(wanted)} if slow is fast else dict(zip((fast, slow), wanted, strict=True)), formats.weights, others
-    )
+    if slow is fast:
+        reader.expect({fast: sum(wanted)}, formats.weights, bytes_in_formats(config, formats.weights), instead)
+    else:
+        reader.expect(dict(zip((fast, slow), wanted, strict=True)), formats.weights)
     head = fast if near.head else slow
     reader.place = head if tied else slow
     embed = reader.matrix(format_of(names.embed, names, formats, tied), names.embed)

@@ -162,6 +162,12 @@ class Place:
         else:
             self._block = Block(nbytes, self.device)
 
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A tensor from elsewhere, where it stays."""
+        if self.device.type == "cpu":
+            return self.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+        return self.settle(tensor)
+
     def settle(self, filled: Tensor) -> Tensor:
         """A tensor from `empty`, where it stays."""
         if self.device.type == "cpu" or self._block is None:
@@ -192,19 +198,27 @@ class Reader:
         self.workers = workers
         self.done = self.total = 0
 
-    def expect(self, wanted: dict[Place, int], what: str, others: Mapping[str, int] = MappingProxyType({})) -> None:
+    def expect(
+        self,
+        wanted: dict[Place, int],
+        what: str,
+        others: Mapping[str, int] = MappingProxyType({}),
+        instead: str | None = None,
+    ) -> None:
         """Insist that so many bytes of each place fit into memory, and reserve them.
 
         Args:
             wanted: bytes.
             what: their format.
             others: bytes that all would take in other formats, for the message.
+            instead: another option that would fit, for the message.
         """
         self.total = sum(wanted.values())
         for place in wanted:
             total = sum(nbytes for other, nbytes in wanted.items() if other.device == place.device)
             if total > place.free:
                 fitting = [f"--weights {fmt} ({n / 2**30:.1f} GiB)" for fmt, n in others.items() if n <= place.free]
+                fitting += [] if instead is None else [instead]
                 cure = f"{' or '.join(fitting)} would fit" if fitting else "close other programs or use a smaller model"
                 raise MachineError(
                     f"load: the weights of {self.checkpoint.folder} need {total / 2**30:.1f} GiB as {what}, but "

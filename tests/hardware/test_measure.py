@@ -45,6 +45,7 @@ def with_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
     monkeypatch.setattr(cached, "gpu_memory", lambda: (5 << 30, 1 << 28))
+    monkeypatch.setattr(cached, "load_libraries", lambda: None)
     monkeypatch.setattr(cached, "measure_machine", pretend)
     monkeypatch.setattr(cached.triton, "version", lambda: "3.6.0")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
