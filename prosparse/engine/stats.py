@@ -23,6 +23,7 @@ kernels               which implementation computed
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from prosparse.kernels.tally import COLD_STEPS, COLD_UP_ROWS, NONZERO, PREDICTED, UP_ROWS
@@ -75,10 +76,15 @@ def cold_stats(session: Session, decoder: Decoder) -> dict[str, Any] | None:
     if decoder.tiers.is_one or not session.steps:
         return None
     shared = [done for done, own in zip(session.done, decoder.tiers.beside, strict=True) if own]
+    return cold_of(shared, sum(tier.name == SLOW for tier in decoder.tiers.layers), session.steps)
+
+
+def cold_of(shared: Sequence[Sequence[int]], slow: int, steps: int) -> dict[str, Any]:
+    """`cold` of what shared layers tallied in so many steps, with so many layers on the slow device alone."""
     rows, cold = (sum(done[column] for done in shared) for column in (UP_ROWS, COLD_UP_ROWS))
-    parts = session.steps * len(shared)
+    parts = steps * len(shared)
     return {
-        "layers": {"shared": len(shared), "slow": sum(tier.name == SLOW for tier in decoder.tiers.layers)},
+        "layers": {"shared": len(shared), "slow": slow},
         "share": round(cold / rows, 6) if rows else None,
         "parts": parts,
         "skipped": parts - sum(done[COLD_STEPS] for done in shared),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prosparse.kernels.activation import Activation
 from prosparse.kernels.guess import Guess
-from prosparse.kernels.tally import new_tally
+from prosparse.kernels.tally import SIZE, new_tally
 
 TALLY, TOKENS, STEPS = "prosparse_tally", "prosparse_tokens", "prosparse_steps"
 
@@ -30,8 +30,10 @@ class Accelerated(nn.Module):
         activation: of the FFN.
         mode: "exact", "dense" or "predicted".
         guess: of mode predicted: which neurons to look at.
+        tally_size: counters of a step, see `kernels.tally`.
     """
 
+    tally_size = SIZE
     dense_class: type[nn.Module]
     activation: Activation
     mode: str
@@ -92,6 +94,7 @@ def install(
     mode: str,
     dense_class: type[nn.Module],
     guess: Guess | None = None,
+    device: torch.device | None = None,
 ) -> None:
     """Make a module an accelerated one, in place; its counters start at 0.
 
@@ -103,9 +106,11 @@ def install(
         mode: "exact", "dense" or "predicted".
         dense_class: what `uninstall` gives back.
         guess: of mode predicted.
+        device: where it computes; None is where its weights are.
     """
-    device = next(module.parameters()).device if down is None else down.device
-    counters = {TALLY: new_tally(device)}
+    if device is None:
+        device = next(module.parameters()).device if down is None else down.device
+    counters = {TALLY: new_tally(device, size=mixin.tally_size)}
     counters |= {name: torch.zeros(1, dtype=torch.int64, device=device) for name in (TOKENS, STEPS)}
     if down is not None and down.is_floating_point():  # packed rows lie as they must
         down.data = down.data.t().contiguous().t()  # the last step that can fail, and before anything has changed

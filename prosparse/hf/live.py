@@ -15,14 +15,19 @@ from prosparse.kernels.tally import NONZERO, PREDICTED
 
 from .. import machine
 from ..errors import UnsupportedError, UserError
-from ..plan import MODES
+from ..hardware import Machine
+from ..plan import MODES, Plan
+from ..weights.neuron_profile import Profile
 from ..weights.predictor import Predictor
 from .accelerated import Accelerated, install, uninstall
+from .divided import ATTRIBUTE, division_of
 from .find import Found, Site, down_parameter, find_ffns
 from .first import AcceleratedFirst
 from .glu import CHILDREN
 from .guessing import check_belongs, guess_of, open_predictor
 from .packed import PackedGLU, check_can_pack, pack_children, packed_format
+from .placing import Wish, divide_model
+from .shared import SharedGLU
 
 log = logging.getLogger("prosparse")
 Model = TypeVar("Model", bound=nn.Module)
@@ -34,6 +39,13 @@ def accelerate(
     weights: str | None = None,
     linears: bool = False,
     predictor: Predictor | str | Path | None = None,
+    *,
+    budget: int | str | None = None,
+    profile: Profile | str | Path | None = None,
+    machine: Machine | str | Path | None = None,
+    plan: Plan | str | Path | None = None,
+    device: str = "auto",
+    context: int | None = None,
 ) -> Model:
     """Run the FFNs of a transformers model on our kernels, in place; `restore` takes it back.
 
@@ -52,21 +64,36 @@ def accelerate(
         linears: round all other Linears as well: attention projections, lm_head, FFNs that are not run.
         predictor: a Predictor of this model or its file; None is, for mode predicted, the `predictor.safetensors` of
             the folder that the model was loaded from. Layers that it leaves out are exact.
+        budget: bytes of GPU memory for all that is there, as a number or as in "8GiB": a model on the CPU is divided.
+            Attention, norms, lm_head and hot neurons go to the GPU as far as the plan says, cold neurons stay.
+        profile, machine, plan: as of `prosparse.load`; a placed plan takes the place of a budget.
+        device: "auto" and "cuda" are the GPU; "cpu" tries a budget out within the CPU's memory.
+        context: tokens of prompt and text that the budget has room for; None is what the model was made for, at most
+            4096.
 
     Returns:
         the same model.
 
     Raises:
         UserError: an unknown mode or weight format, exact for an activation that makes no zeros, weights that are not
-            finite, or rounded already to another format; no predictor for mode predicted, or one of another model.
-        UnsupportedError: a mode other than auto, and no FFN that prosparse runs in it.
+            finite, or rounded already to another format; no predictor for mode predicted, or one of another model; a
+            budget that is too small.
+        UnsupportedError: a mode other than auto, and no FFN that prosparse runs in it; a budget for a model that two
+            devices do not share.
+        MachineError: a budget, and no GPU or not enough memory.
         Any error leaves the model as it was.
     """
     if mode not in ("auto", *MODES):
         raise UserError(f"accelerate: mode is {mode!r}; supported are auto, {', '.join(MODES)}")
+    wish = Wish(budget, profile, machine, plan, device, context)
+    is_divided = wish.is_one
+    if division_of(model) is not None:
+        raise UserError("accelerate: the model is divided already; restore it first")
+    if is_divided and weights is not None:
+        raise UserError("accelerate: a budget keeps weights as they are; leave weights out, or use prosparse.load")
     check_can_pack(model, weights, linears)
     predictor = open_predictor(predictor, model, mode)
-    found = find_ffns(model)
+    found, asked = find_ffns(model), mode
     if predictor is not None:
         mode = "predicted"
         check_belongs(predictor, model, found.sites)
@@ -74,9 +101,15 @@ def accelerate(
         found = replace(found, sites=[replace(site, predictor=layer) for site, layer in own])
     if weights is not None:
         found = replace(found, sites=[replace(s, mixin=PackedGLU) if s.has_dense_kernel else s for s in found.sites])
-    sites = choose_sites(type(model).__name__, found, mode)
+    sites = found.sites if is_divided else choose_sites(type(model).__name__, found, mode)
     undo: list[Callable[[], None]] = []
     try:
+        if is_divided:
+            undo += [_undoing(site.module) for site in sites]
+            for site in sites:
+                _take_back(site.module)
+            divide_model(model, sites, mode if plan is None else asked, predictor, wish)
+            return model
         for site in sites:
             undo += [_undoing(module) for module in (site.module, site.first) if module is not None]
             if weights is not None and site.mixin is PackedGLU:
@@ -177,6 +210,11 @@ def restore(model: Model) -> Model:
     Returns:
         the same model.
     """
+    if (division := division_of(model)) is not None:
+        division.take_back()
+        del model.__dict__[ATTRIBUTE]
+    if any(isinstance(module, SharedGLU) for module in model.modules()):
+        raise UserError(f"restore: this {type(model).__name__} is part of a divided one; restore the whole model")
     if fmt := packed_format(model):
         raise UserError(f"restore: the weights were rounded to {fmt} and the others dropped; load the model again")
     for module in list(model.modules()):
@@ -196,8 +234,9 @@ def stats(model: nn.Module, reset: bool = False) -> dict[str, Any]:
         decode steps (one token for each of at most 16 sequences) that the kernels ran, or None before the first;
         `predicted_sparsity`: {"mean", "layers"}, the share of the neurons that the predictor left out in those steps;
         None for a layer that has none, which the mean leaves out, and None in other modes;
-        `decode_tokens`: how many those were; `kernels`: which implementation ran. Sequences of a batch that have ended
-        count until the last one has; threads that generate at the same time may lose counts.
+        `decode_tokens`: how many those were; `cold`: of a divided model, as in `engine.stats`, else None; `kernels`:
+        which implementation ran. Sequences of a batch that have ended count until the last one has; threads that
+        generate at the same time may lose counts.
 
     Raises:
         UserError: the model is not accelerated.
@@ -209,11 +248,16 @@ def stats(model: nn.Module, reset: bool = False) -> dict[str, Any]:
     active = [_left_out(layer, NONZERO, layer.prosparse_tokens) for layer in layers]
     guessing = [layer if layer.guess is not None else _first_of(layer, counters) for layer in layers]
     predicted = [None if own is None else _left_out(own, PREDICTED, own.prosparse_steps) for own in guessing]
+    division = division_of(model)
+    devices = dict.fromkeys(layer.prosparse_tally.device for layer in layers)
+    if division is not None:
+        devices |= dict.fromkeys([division.division.fast, division.division.slow])
     result = {
         "activation_sparsity": None if None in active else _mean(active),
         "predicted_sparsity": None if predicted == [None] * len(layers) else _mean(predicted),
         "decode_tokens": max(int(layer.prosparse_tokens) for layer in layers),
-        "kernels": machine.kernel_name(layers[0].prosparse_tally.device),
+        "cold": None if division is None else division.cold(),
+        "kernels": " and ".join(dict.fromkeys(map(machine.kernel_name, devices))),
     }
     if reset:
         with torch.inference_mode(False):

@@ -96,11 +96,7 @@ class HybridFFN:
                 value = gate_value(g.float(), act.code, act.threshold)[:, rank]
                 h = weigh(value, up_value(u.float(), act.on_up)[:, rank])
                 h = view(residual, rms_norm(residual, self.norm, self.norm_eps), value, h)[:, order]
-            y, start = torch.zeros_like(residual), 0
-            for block in self._blocks(self.hot.down, self.cold.down):
-                end = start + block.shape[0]
-                y += gemm_transposed(h[:, start:end], block)
-                start = end
+            y = self._summed(h)
         return add_scaled(residual, y, self.scale)
 
     def decode(self, residual: Tensor, tally: Tensor) -> Tensor:
@@ -112,6 +108,18 @@ class HybridFFN:
         x = rms_norm(residual, self.norm, self.norm_eps)
         with self.link.lock:
             return torch.add(residual, self._compute(residual, x, tally), alpha=self.scale)
+
+    def bare_prefill(self, x: Tensor) -> Tensor:
+        """The FFN alone, for whoever has norm, scale and add: of many normed tokens, [tokens, hidden] to float32."""
+        x = x.to(working_dtype(self.hot.gate, x.shape[0]))
+        with self.link.lock:
+            g, u = self._project(x, self.hot.gate, self.cold.gate), self._project(x, self.hot.up, self.cold.up)
+            return self._summed(glu_values(g, u, self.activation))
+
+    def bare_decode(self, x: Tensor, tally: Tensor) -> Tensor:
+        """As `bare_prefill`, of one step: [tokens, hidden] float32 to the same; tally is as of `decode`."""
+        with self.link.lock:
+            return self._compute(x, x, tally)
 
     def bytes_read(self, steps: int, done: Sequence[int]) -> int:
         """Bytes of weights that decode steps had to read which tallied this, on both devices."""
@@ -178,6 +186,15 @@ class HybridFFN:
             out[:, start:end] = linear(x, block)
             start = end
         return out
+
+    def _summed(self, h: Tensor) -> Tensor:
+        """h [tokens, neurons], hot first, by down: [tokens, hidden] float32."""
+        y, start = torch.zeros(h.shape[0], self.hot.down.shape[1], device=h.device), 0
+        for block in self._blocks(self.hot.down, self.cold.down):
+            end = start + block.shape[0]
+            y += gemm_transposed(h[:, start:end], block)
+            start = end
+        return y
 
     def _blocks(self, hot: Weight, cold: Weight) -> Iterator[Weight]:
         """The rows of a matrix in two parts, block by block on the fast device; no large one is unpacked whole."""
