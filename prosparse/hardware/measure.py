@@ -94,7 +94,7 @@ def gpu_memory() -> tuple[int, int]:
 
 
 def load_libraries() -> None:
-    """Let the context of the GPU grow to what it is while a model runs there: libraries and kernels load on first use."""
+    """Let the GPU's context grow to what it is while a model runs: libraries and kernels load on first use."""
     device = torch.device("cuda")
     _tiny(device)(0)
     square = torch.ones(64, 64, dtype=torch.bfloat16, device=device)
