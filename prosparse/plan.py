@@ -48,7 +48,9 @@ class Split:
 
     def __post_init__(self) -> None:
         if not 0 <= self.hot <= self.gate:
-            raise UserError(f"plan: a split needs 0 <= hot <= gate, got hot {self.hot} and gate {self.gate}")
+            raise UserError(
+                f"plan: a split needs 0 <= hot <= gate, got hot {self.hot} and gate {self.gate}; make the plan again"
+            )
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,8 @@ class Plan:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise MissingFileError(f"{path}: cannot read the plan ({error}); check the path") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise MissingFileError(f"{path}: cannot read the plan ({why}); check the path") from error
         return cls.from_json(text, str(path))
 
 

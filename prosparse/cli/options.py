@@ -68,12 +68,16 @@ def add_placing(parser: argparse.ArgumentParser) -> None:
     """What a model that is larger than the GPU needs."""
     group = parser.add_argument_group("on a GPU and the CPU together")
     group.add_argument(
-        "--budget", metavar="SIZE", help="GPU memory to use, for example 8GiB: hot neurons go there, cold ones do not"
+        "--budget", metavar="SIZE", help="GPU memory for all of it, for example 8GiB; cold neurons stay with the CPU"
     )
     group.add_argument(
         "--profile", metavar="P", help="neuron activation counts (default: counted once on the packaged text)"
     )
-    group.add_argument("--machine", metavar="M", help="plan for a preset or a description instead of this machine")
+    group.add_argument(
+        "--machine",
+        metavar="M",
+        help="plan for a preset (8gb-pcie4, ..) or a description file (default: this one, measured)",
+    )
 
 
 def add_running(group: argparse._ActionsContainer) -> None:

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where")
     where.add_argument("--budget", metavar="SIZE", help="GPU memory, for example 8GiB (default: what is free)")
     where.add_argument(
-        "--machine", metavar="M", help="a preset or a description file (default: this machine, measured)"
+        "--machine", metavar="M", help="a preset (8gb-pcie4, ..) or a description file (default: this one, measured)"
     )
     out = parser.add_argument_group("output")
     out.add_argument("--explain", action="store_true", help="a table: bytes per device, cuts, and what else there is")

@@ -69,22 +69,23 @@ def divide(plan: Plan, config: ModelConfig, profile: Profile | None, fast: torch
     """Where a placed plan puts the rows of a model's weights.
 
     Raises:
-        UserError: the profile is not the plan's, or a layer of the CPU has neurons on the GPU.
+        UserError: layers are shared and the profile is not the plan's, or a layer of the CPU has neurons on the GPU.
         UnsupportedError: FFNs that cannot be shared.
     """
     assert plan.placement is not None, "a plan without placement is for one device"
     check_can_be_shared(config)
-    profile = check_profile(plan, profile)
+    splits = [layer.split or Split(0, 0, attention=False) for layer in plan.layers]
+    shared = [split.attention and split.hot < config.neurons for split in splits]
+    known = check_profile(plan, profile) if any(shared) else None  # what is whole on one device has no order
     cuts = []
-    for number, layer in enumerate(plan.layers):
-        split = layer.split or Split(0, 0, attention=False)
+    for number, (split, is_shared) in enumerate(zip(splits, shared, strict=True)):
         if not split.attention and split.gate:
             raise UserError(
                 f"plan: layer {number} has its attention on the CPU but {split.gate} neurons on the GPU; all of such a "
                 "layer is on the CPU: make the plan again"
             )
-        is_whole = not split.attention or split.hot == config.neurons
-        cuts.append(Cut(split.gate, split.hot, split.attention, None if is_whole else profile.hot_first(number)))
+        order = known.hot_first(number) if known is not None and is_shared else None
+        cuts.append(Cut(split.gate, split.hot, split.attention, order))
     return Division(fast, CPU, tuple(cuts), plan.placement.head)
 
 

@@ -49,8 +49,12 @@ PRESETS = {
 }
 
 
-def named_machine(name: str) -> Machine:
+def named_machine(name: str, *others: str) -> Machine:
     """A preset by its name, or the machine that a file describes.
+
+    Args:
+        name: of a preset or a file.
+        others: what else the caller takes, for the message.
 
     Raises:
         UserError: neither, or a file that does not describe a machine.
@@ -58,5 +62,5 @@ def named_machine(name: str) -> Machine:
     if name in PRESETS:
         return PRESETS[name]
     if not Path(name).exists():
-        raise UserError(f"machine: {name!r} is neither a file nor one of {', '.join(PRESETS)}")
+        raise UserError(f"machine: {name!r} is neither a file nor one of {', '.join((*others, *PRESETS))}")
     return Machine.load(name)

@@ -94,6 +94,8 @@ def find_ffns(model: nn.Module) -> Found:
                 found.left[name] = site
         elif (child := down_of(module)) is not None:
             _add_plain(found, f"{name}.{child}", module, child, config)
+        elif name.rsplit(".", 1)[-1] == "experts" and not isinstance(module, nn.ModuleList):
+            found.left[name] = "it holds experts, each of which sees only some of the tokens"
     return found
 
 

@@ -18,6 +18,7 @@ from bad_inputs.case import Case
 from bad_inputs.converted import CONVERTED
 from bad_inputs.files import CONFIG, WEIGHTS
 from bad_inputs.gguf import GGUF
+from bad_inputs.plans import PLANS
 from bad_inputs.predictors import PREDICTORS
 from bad_inputs.text import COMMAND_LINE, PROMPTS, SAMPLING, TEXT
 from tiny_model import write_tiny
@@ -35,6 +36,7 @@ SECTIONS: dict[str, dict[str, list[Case]]] = {
     "GGUF files": GGUF,
     "Tokenizer and chat template": TEXT,
     "Predictors": PREDICTORS,
+    "Budgets and plans": PLANS,
     "Prompts": PROMPTS,
     "Sampling": SAMPLING,
     "Command line": COMMAND_LINE,
@@ -59,7 +61,7 @@ In Python they are subclasses of `prosparse.ProsparseError`: `UserError` (also a
 `UnsupportedError` a `NotImplementedError`. `MODEL` below is the folder of the model; a class in place of a status is
 what Python raises.
 
-Not in the table: `n`, `best_of` and `logit_bias`, which do not exist here; plans. A file of weights that
+Not in the table: `n`, `best_of` and `logit_bias`, which do not exist here. A file of weights that
 is cut off while its tensors are being copied ends the process with SIGBUS, as for every program that maps files: to
 replace a model, rename the new file onto the old one instead of writing into it.
 """

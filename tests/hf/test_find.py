@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 import prosparse
+from prosparse.errors import UnsupportedError
 from prosparse.hf import FATReLU
 from prosparse.hf.find import probe
 from prosparse.kernels.activation import Activation
@@ -42,6 +43,21 @@ def test_finds_the_ffns_of_other_families(family: str) -> None:
     assert type(model.model.layers[1].mlp).__name__ == f"Accelerated{family}MLP"
     assert torch.equal(model.generate(prompt, **options), expected)
     assert prosparse.stats(model)["decode_tokens"] == 7
+
+
+def test_experts_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_local_experts": 4}
+    config = transformers.MixtralConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=2, vocab_size=64, hidden_act="relu"
+    )
+    model = transformers.MixtralForCausalLM(config).eval()
+    with caplog.at_level("WARNING", logger="prosparse"):
+        prosparse.accelerate(model)
+    assert "left as it is; model.layers.0.mlp.experts: it holds experts, each of which sees only some" in caplog.text
+    with pytest.raises(
+        UnsupportedError, match="no FFN that prosparse runs; model.layers.0.mlp.experts: it holds experts"
+    ):
+        prosparse.accelerate(model, mode="exact")
 
 
 class Lookalike(nn.Module):

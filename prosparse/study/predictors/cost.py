@@ -95,7 +95,7 @@ def cost_on(machine: Machine | str | None) -> Cost:
         return Bytes()
     if machine == THIS:
         return _seconds(measure_cpu())
-    described = named_machine(machine) if isinstance(machine, str) else machine
+    described = named_machine(machine, THIS) if isinstance(machine, str) else machine
     if not isinstance(described, Machine):
         raise UserError(f"predictor: machine must be {THIS!r}, a preset, a file or a Machine, got {machine!r}")
     return _seconds(dataclasses.asdict(described))

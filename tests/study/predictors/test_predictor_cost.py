@@ -54,7 +54,7 @@ def test_a_machine_decides_what_pays(engine: Engine, text: Path, monkeypatch: py
 def test_machines_have_names_and_files(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(SLOW_ROWS.to_json())
     assert cost_on(str(tmp_path / "m.json")) == cost_on(SLOW_ROWS) != cost_on("8gb-pcie4")
-    with pytest.raises((UserError, MissingFileError), match="neither a file nor one of"):
+    with pytest.raises((UserError, MissingFileError), match="neither a file nor one of this, 8gb-pcie3"):
         cost_on("9gb")
     with pytest.raises(UserError, match="machine must be 'this', a preset, a file or a Machine, got 7"):
         cost_on(7)
