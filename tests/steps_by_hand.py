@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prosparse.model.cache import KVCache
 from prosparse.model.decoder import Decoder
+from prosparse.model.step import Part
 
 
 class CalledAgain:
@@ -27,7 +28,14 @@ class DecoderStep:
         self.ids = torch.zeros(sequences, dtype=torch.int64)
         self.slots, self.starts = (torch.zeros(sequences, dtype=torch.int32) for _ in range(2))
         self.peaks, self.logits = torch.zeros(sequences), torch.empty(0)
+        self.parts = [Part(self)]
         self.calls = 0
+
+    def place(self, slots: tuple[int, ...], starts: tuple[int, ...]) -> None:
+        self.slots.copy_(torch.tensor(slots)), self.starts.copy_(torch.tensor(starts))
+
+    def take(self, ids: Tensor) -> None:
+        self.ids.copy_(ids)
 
     def __call__(self) -> None:
         self.calls += 1

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from prosparse.engine.graph import CudaGraph
+from prosparse.engine.chain import CudaGraph
 
 from ..clock import Timing
 

@@ -12,7 +12,7 @@ import torch
 from prosparse import machine
 from prosparse.config import ModelConfig
 from prosparse.config.shapes import shape as shape_named
-from prosparse.engine.graph import Graph
+from prosparse.engine.chain import Graph
 from prosparse.weights.synthetic import MatrixMaker
 
 from ..check import require_close

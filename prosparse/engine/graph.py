@@ -1,8 +1,9 @@
 """Decode steps that run ahead of the host: recorded once, replayed for every token, read some steps late.
 
-A step takes its tokens from where the step before left them, so the host only has to keep a few steps launched. What it
-reads of a step that ends a text makes those after it surplus: their tokens are not read, what they counted is taken
-back, and what they wrote to the cache lies behind the end, where the next step writes.
+On one device a step is one graph. It takes its tokens from where the step before left them, so the host only has to
+keep a few steps launched. What it reads of a step that ends a text makes those after it surplus: their tokens are not
+read, what they counted is taken back, and what they wrote to the cache lies behind the end, where the next step writes.
+On two devices a step is a chain of graphs with parts of the host between them, and one is launched at a time.
 """
 
 from __future__ import annotations
@@ -16,63 +17,34 @@ import torch
 from torch import Tensor
 
 from prosparse.kernels.checks import MAX_ROWS
-from prosparse.kernels.tally import new_tally
 
 from ..model.cache import KVCache
 from ..model.decoder import Decoder
-from ..model.step import DeviceStep
+from ..model.step import DeviceStep, Part
+from .chain import Chain, Graph, graphs_of_one_pool
+from .shared_step import SharedStep
+from .tallies import copied, copy, parts_of
 
 log = logging.getLogger("prosparse")
 
-_recording = threading.Lock()
 LATE = 2  # steps launched beyond the one that is read: what the host does for a token takes a tenth of a step
 CHOICES = 2  # graphs for a number of sequences, one per choice of kernels: the latest, and the one before
 
 
 class Step(Protocol):
-    """See `model.step.DeviceStep`."""
+    """See `model.step.DeviceStep` and `engine.shared_step.SharedStep`."""
 
     ids: Tensor
-    slots: Tensor
-    starts: Tensor
     peaks: Tensor
     logits: Tensor
+    parts: Sequence[Part]
 
-    def __call__(self) -> None: ...
+    def place(self, slots: tuple[int, ...], starts: tuple[int, ...]) -> None: ...
 
-
-class Graph(Protocol):
-    """Replays what it has recorded of a function without arguments."""
-
-    def capture(self, function: Callable[[], None]) -> None:
-        """Record it; it may run on the way."""
-
-    def replay(self) -> None: ...
+    def take(self, ids: Tensor) -> None: ...
 
 
-class CudaGraph:
-    """Launches recorded on the current device; their workspaces are its own, and a replay allocates nothing.
-
-    Args:
-        pool: memory that graphs share which never run at the same time.
-    """
-
-    def __init__(self, pool: Any) -> None:
-        self._graph, self._pool = torch.cuda.CUDAGraph(), pool
-
-    def capture(self, function: Callable[[], None]) -> None:
-        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(here)
-        with torch.cuda.stream(side):
-            function()  # compiles the kernels, which cannot be done while launches are recorded
-        here.wait_stream(side)
-        # One recording at a time in a process. A failed one leaves its stream behind, unless `here` is come back to.
-        with _recording, torch.cuda.stream(here):
-            with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
-                function()
-
-    def replay(self) -> None:
-        self._graph.replay()
+MakeStep = Callable[[Decoder, KVCache, Any, int], Step]
 
 
 class Steps:
@@ -89,21 +61,23 @@ class Steps:
         self,
         decoder: Decoder,
         cache: KVCache,
-        make_step: Callable[[Decoder, KVCache, Tensor, int], Step],
+        make_step: MakeStep,
         new_graph: Callable[[], Graph] | None = None,
     ) -> None:
-        self.cache, self.tally = cache, new_tally(decoder.device, decoder.config.layers)
+        self.cache, self.tally = cache, decoder.new_tally()
         self.failed = False
-        self._decoder, self._make_step, self._new_graph = decoder, make_step, new_graph or _graphs_of_one_pool()
-        self._recorded: dict[tuple[int, Decoder], tuple[Step, Graph]] = {}
-        cuda = decoder.device.type == "cuda"
-        held = LATE + 1
+        # On two devices a step only ends when the host has done its part of it: one in vain would cost what it takes.
+        self.late = LATE if decoder.tiers.is_one else 0
+        self._decoder, self._make_step, self._new_graph = decoder, make_step, new_graph or graphs_of_one_pool()
+        self._recorded: dict[tuple[int, Decoder], tuple[Step, Chain]] = {}
+        cuda = decoder.tiers.head.device.type == "cuda"
+        held = self.late + 1
         self._ids = torch.zeros(held, MAX_ROWS, dtype=torch.int64, pin_memory=cuda)
         self._peaks = torch.zeros(held, MAX_ROWS, pin_memory=cuda)
-        self._tallies = new_tally(decoder.device, held, decoder.config.layers)
+        self._tallies = [copied(self.tally) for _ in range(held)]
         self._events = [torch.cuda.Event() for _ in range(held)] if cuda else []
         self._step: Step | None = None
-        self._graph: Graph | None = None
+        self._chain: Chain | None = None
         self._slots: tuple[int, ...] = ()
         self._starts: tuple[int, ...] = ()  # of the next step
         self._launched = 0
@@ -127,24 +101,24 @@ class Steps:
         if self.failed or key not in self._recorded and not self._record(decoder, ids, slots, starts):
             return False
         self._launched = 0
-        step, graph = self._recorded[key]
+        step, chain = self._recorded[key]
         if step is not self._step or (slots, starts) != (self._slots, self._starts):
-            self._step, self._graph = step, graph
-            self._set(step, ids, slots, starts)
-        else:
-            step.ids.copy_(ids)
+            self._step, self._chain = step, chain
+            step.place(slots, starts)
+        step.take(ids)
         self._slots, self._starts = slots, starts
         return True
 
     @torch.inference_mode()
     def launch(self) -> None:
-        """One step; the next takes what it chooses. At most `LATE` + 1 may be launched beyond the last one read."""
-        assert self._step is not None and self._graph is not None, "begin comes before launch"
-        self._graph.replay()
-        place, n = self._launched % (LATE + 1), len(self._slots)
+        """One step; the next takes what it chooses. At most `late` + 1 may be launched beyond the last one read."""
+        assert self._step is not None and self._chain is not None, "begin comes before launch"
+        self._chain.replay()
+        place, n = self._launched % (self.late + 1), len(self._slots)
         self._ids[place, :n].copy_(self._step.ids, non_blocking=True)
         self._peaks[place, :n].copy_(self._step.peaks, non_blocking=True)
-        self._tallies[place].copy_(self.tally)
+        if self.late:
+            copy(self.tally, self._tallies[place])
         if self._events:
             self._events[place].record()
         self._launched += 1
@@ -152,8 +126,8 @@ class Steps:
 
     def read(self, number: int) -> tuple[Sequence[int], Sequence[float]]:
         """Tokens that a step since `begin` chose, counted from 0, and their logits; waits for it."""
-        assert self._launched - LATE - 1 <= number < self._launched, "its place has been taken by a later step"
-        place, n = number % (LATE + 1), len(self._slots)
+        assert self._launched - self.late - 1 <= number < self._launched, "its place has been taken by a later step"
+        place, n = number % (self.late + 1), len(self._slots)
         if self._events:
             self._events[place].synchronize()
         return self._ids[place, :n].tolist(), self._peaks[place, :n].tolist()
@@ -162,23 +136,19 @@ class Steps:
     def keep(self, count: int) -> None:
         """Take back what was counted after the first `count` steps since `begin`, the latest of which was read last."""
         if count < self._launched:
-            self.tally.copy_(self._tallies[(count - 1) % (LATE + 1)])
+            copy(self._tallies[(count - 1) % (self.late + 1)], self.tally)
             self._starts = ()
 
-    def _set(self, step: Step, ids: Tensor, slots: tuple[int, ...], starts: tuple[int, ...]) -> None:
-        step.ids.copy_(ids)
-        step.slots.copy_(torch.tensor(slots, dtype=torch.int32))
-        step.starts.copy_(torch.tensor(starts, dtype=torch.int32))
-
     def _record(self, decoder: Decoder, ids: Tensor, slots: tuple[int, ...], starts: tuple[int, ...]) -> bool:
-        before = self.tally.clone()
+        before = copied(self.tally)
         others = [key for key in self._recorded if key[0] == len(slots)]
         for key in others[: len(others) + 1 - CHOICES]:
             del self._recorded[key]
         try:
-            step, graph = self._make_step(decoder, self.cache, self.tally, len(slots)), self._new_graph()
-            self._set(step, ids, slots, starts)  # recording may compute this very step, which does no harm
-            graph.capture(step)
+            step = self._make_step(decoder, self.cache, self.tally, len(slots))
+            step.place(slots, starts)  # recording may compute this very step, which does no harm
+            step.take(ids)
+            chain = Chain(step.parts, self._new_graph)
         except Exception as error:  # whatever it is, decoding goes on without
             first: BaseException = error
             while first.__context__ is not None:  # the end of a recording says only that something failed before
@@ -187,8 +157,8 @@ class Steps:
             log.warning("engine: no CUDA graph (%s: %s); decoding op by op", type(first).__name__, reason)
             self.failed = True
         else:
-            self._recorded[len(slots), decoder] = step, graph
-        self.tally.copy_(before)
+            self._recorded[len(slots), decoder] = step, chain
+        copy(before, self.tally)
         self._step = None  # what is set is no longer what the next step should take
         return not self.failed
 
@@ -206,10 +176,11 @@ class StepPool:
         self,
         decoder: Decoder,
         kv_dtype: torch.dtype,
-        make_step: Callable[[Decoder, KVCache, Tensor, int], Step] = DeviceStep,
+        make_step: MakeStep | None = None,
         new_graph: Callable[[], Graph] | None = None,
     ) -> None:
-        self._decoder, self._kv_dtype, self._make_step = decoder, kv_dtype, make_step
+        self._decoder, self._kv_dtype = decoder, kv_dtype
+        self._make_step: MakeStep = make_step or (DeviceStep if decoder.tiers.is_one else SharedStep)
         self._new_graph = new_graph
         self._idle: Steps | None = None
         self._failed = False
@@ -226,9 +197,10 @@ class StepPool:
             found, self._idle = self._idle, None
         if found is None or found.cache.slots < slots or found.cache.context < context:
             found = None  # makes room before more is asked for
-            cache = KVCache(self._decoder.config, slots, context, self._kv_dtype, self._decoder.device)
+            cache = KVCache(self._decoder.config, slots, context, self._kv_dtype, self._decoder.tiers.layers)
             found = Steps(self._decoder, cache, self._make_step, self._new_graph)
-        found.tally.zero_()
+        for part in parts_of(found.tally):
+            part.zero_()
         found.failed = self._failed
         return found
 
@@ -236,16 +208,5 @@ class StepPool:
         """For the next run; of several the one with the most room stays."""
         with self._lock:
             self._failed = self._failed or steps.failed
-            if self._idle is None or self._idle.cache.keys.nbytes < steps.cache.keys.nbytes:
+            if self._idle is None or self._idle.cache.positions < steps.cache.positions:
                 self._idle = steps
-
-
-def _graphs_of_one_pool() -> Callable[[], Graph]:
-    pools: list[Any] = []
-
-    def new() -> Graph:
-        if not pools:
-            pools.append(torch.cuda.graph_pool_handle())
-        return CudaGraph(pools[0])
-
-    return new

@@ -16,9 +16,10 @@ from prosparse.kernels.checks import MAX_ROWS
 from ..model.cache import KVCache
 from ..model.decoder import Decoder
 from .audit import Audit
-from .graph import LATE, StepPool
+from .graph import StepPool
 from .kernels import Follower, KernelChoice
 from .request import Request
+from .tallies import Tally, copied, parts_of
 
 Progress = Callable[[int, int], None]
 PREFILL_CHUNK = 512  # tokens: long enough for full GEMM speed, short enough that attention masks stay small
@@ -53,7 +54,7 @@ class Session:
         slots = min(slots, MAX_ROWS)
         self.slots = slots
         self.steps_ahead = None if pool is None or audit else pool.lend(slots, context)
-        self.tally: Tensor | list[Tensor]
+        self.tally: Tally
         if self.steps_ahead is not None:
             self.cache, self.tally = self.steps_ahead.cache, self.steps_ahead.tally
         else:
@@ -67,8 +68,7 @@ class Session:
     @property
     def done(self) -> list[list[int]]:
         """What the decode steps did, per layer: see `kernels.tally`."""
-        parts = [self.tally] if isinstance(self.tally, Tensor) else self.tally
-        return [layer for part in parts for layer in part.tolist()]
+        return [layer for part in parts_of(self.tally) for layer in part.tolist()]
 
     @property
     def dense_steps(self) -> list[int]:
@@ -101,7 +101,7 @@ class Session:
         if self._follower is not None:
             self._follower.close()
         if self._pool is not None and self.steps_ahead is not None:
-            self.tally = self.steps_ahead.tally.clone()
+            self.tally = copied(self.steps_ahead.tally)
             self._pool.take_back(self.steps_ahead)
             self.steps_ahead = None
 
@@ -172,7 +172,7 @@ class Session:
         assert ahead is not None
         most, launched = min(request.left for _, request in requests), 0
         for number in range(most):
-            while launched < min(number + 1 + LATE, most):
+            while launched < min(number + 1 + ahead.late, most):
                 ahead.launch()
                 launched += 1
             tokens, peaks = ahead.read(number)

@@ -75,6 +75,11 @@ class KVCache:
         ((_, values),) = self._parts.values()
         return values
 
+    @property
+    def positions(self) -> int:
+        """Of all sequences together."""
+        return self.slots * self.context
+
     def nbytes(self, tier: Tier) -> int:
         """Of the layers in a tier."""
         return sum(part.nbytes for part in self._parts.get(tier, ()))
@@ -84,6 +89,14 @@ class KVCache:
         tier, at = self._at[layer]
         keys, values = self._parts[tier]
         return keys[at, slot, :, :end], values[at, slot, :, :end]
+
+    def of_tier(self, tier: Tier) -> tuple[Tensor, Tensor]:
+        """Keys and values of all layers of a tier, [layers, slots, kv_heads, context, head_dim] each."""
+        return self._parts[tier]
+
+    def number_in_tier(self, layer: int) -> int:
+        """Which layer of its tier one is."""
+        return self._at[layer][1]
 
     def of_layers(self, first: int, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of consecutive layers of one tier, [layers, slots, kv_heads, context, head_dim] each."""

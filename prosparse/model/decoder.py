@@ -119,6 +119,15 @@ class Decoder:
         """That of the first layer."""
         return self._ropes[self.tiers.layers[0]]
 
+    @property
+    def runs(self) -> Sequence[Run]:
+        """The layers, by where they are."""
+        return self._runs
+
+    def rope_of(self, tier: Tier) -> RopeTable:
+        """The angles of every position, where a tier's layers read them."""
+        return self._ropes[tier]
+
     def new_tally(self) -> Tensor | list[Tensor]:
         """Zeroed counters for `decode`: [layers, counters] int64 of each run of layers; a tensor where there is one."""
         parts = [new_tally(run.tier.device, run.end - run.first, size=run.counters) for run in self._runs]
@@ -144,7 +153,7 @@ class Decoder:
                 residual = attention(residual, step, cache, onto=ffn.prefill(residual))
             else:
                 residual = ffn.prefill(attention(residual, step, cache))
-        return self._finish(residual)
+        return self.finish(residual)
 
     def decode(
         self,
@@ -170,13 +179,26 @@ class Decoder:
         residual = self._enter(self.embed_tokens(token_ids.flatten()), starts, token_ids.shape[1])
         parts = [tally] if isinstance(tally, Tensor) else tally
         for run, own in zip(self._runs, parts, strict=True):
-            residual, step = run.tier.bring(residual), steps[run.tier]
-            if run.whole is None or watch is not None:
-                residual = self._walk(run, residual, step, cache, own, watch)
-            else:
-                keys, values = cache.of_layers(run.first, run.end)
-                residual = run.whole(residual, keys, values, step.cos, step.sin, slots, starts, own)
-        return self._finish(residual)
+            residual = self.through(run, run.tier.bring(residual), steps[run.tier], cache, own, watch)
+        return self.finish(residual)
+
+    def through(
+        self,
+        run: Run,
+        residual: Tensor,
+        step: Step,
+        cache: KVCache,
+        tally: Tensor,
+        watch: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Some layers of a decode step: the residual before them, [tokens, hidden] where they are, to that behind them.
+
+        `tally` is that of the run, [layers, counters] int64; the others are those of `decode`.
+        """
+        if run.whole is None or watch is not None:
+            return self._walk(run, residual, step, cache, tally, watch)
+        keys, values = cache.of_layers(run.first, run.end)
+        return run.whole(residual, keys, values, step.cos, step.sin, step.slots, step.starts, tally)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, [tokens, vocab] float32, from final hidden states."""
@@ -193,6 +215,10 @@ class Decoder:
         )
         made._ropes = self._ropes
         return made
+
+    def step_of(self, tier: Tier, slots: tuple[int, ...], starts: tuple[int, ...]) -> Step:
+        """One new token of each sequence, for `through`."""
+        return Step.at(slots, starts, 1, self._ropes[tier])
 
     def _steps(self, slots: tuple[int, ...], starts: tuple[int, ...], rows: int) -> dict[Tier, Step]:
         return {tier: Step.at(slots, starts, rows, rope) for tier, rope in self._ropes.items()}
@@ -251,7 +277,8 @@ class Decoder:
                 residual[own] += self.ends.positions[first + start : first + start + rows]
         return residual
 
-    def _finish(self, residual: Tensor) -> Tensor:
+    def finish(self, residual: Tensor) -> Tensor:
+        """Final hidden states, for `logits`, from the residual behind the last layer."""
         hidden = self.tiers.head.bring(residual)
         if self.final_norm is not None:
             hidden = normalize(hidden, self.final_norm, self.ends.final_norm_bias, self.config.norm_eps)

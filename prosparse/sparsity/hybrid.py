@@ -7,7 +7,8 @@ undivided FFN but for the order of the sum. Where nothing of the other device's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,9 +38,27 @@ from prosparse.kernels.weight import Weight
 
 from .double_buffer import DoubleBuffer
 from .ffn import View
-from .link import Link
+from .link import Carrier, Link
 from .parts import ColdPart, HotPart
 from .selectors import Selector
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What the fast device has made of a step's input so far.
+
+    Args:
+        x: normed input, [tokens, hidden] float32.
+        input_there: waits for it on the slow device, and gives it there in a list.
+        predicted: of mode predicted, the list.
+        named_there, handed_there: wait there for that list, and for what is open between the cuts.
+    """
+
+    x: Tensor
+    input_there: Callable[[], list[Tensor]]
+    predicted: ActiveNeurons | None = None
+    named_there: Callable[[], list[Tensor]] | None = None
+    handed_there: Callable[[], list[Tensor]] | None = None
 
 
 class HybridFFN:
@@ -105,9 +124,73 @@ class HybridFFN:
             raise ValueError(
                 f"ffn: a decode step takes at most {MAX_ROWS} tokens, got {residual.shape[0]}; prefill them"
             )
+        link = self.link
+        with link.lock:
+            turn = self.send_lists(residual, self.send_input(residual, link), link)
+            residual, done = self.compute_hot(residual, turn, tally), new_tally(link.slow, size=SHARED_SIZE)
+            there = self.compute_cold(turn, done)
+            if there is None:
+                return residual
+            back, counts = link.bring("output", [there, done])
+            tally += counts
+            return self.add_cold(residual, back)
+
+    # A step in its parts. What the fast device does is launches alone: nothing of it is read by the host but what is
+    # sent through the carrier. In between the host calls `compute_cold`.
+
+    def send_input(self, residual: Tensor, carrier: Carrier) -> Turn:
+        """Fast device: norm the input, and send it."""
         x = rms_norm(residual, self.norm, self.norm_eps)
-        with self.link.lock:
-            return torch.add(residual, self._compute(residual, x, tally), alpha=self.scale)
+        return Turn(x, carrier.send("input", [x]))
+
+    def send_lists(self, residual: Tensor, turn: Turn, carrier: Carrier) -> Turn:
+        """Fast device: send what is predicted, and what is open between the cuts."""
+        predicted = named = between = None
+        if self.selector is not None:
+            predicted = self.selector.select(residual, turn.x)
+            named = carrier.send("named", [predicted.index, predicted.count])
+        handed = self.hot.hand_over(turn.x)
+        if handed is not None:
+            assert handed.value is not None, "what is handed over has its values"
+            between = carrier.send("handed", [handed.index, handed.count, handed.value])
+        return Turn(turn.x, turn.input_there, predicted, named, between)
+
+    def compute_hot(self, residual: Tensor, turn: Turn, tally: Tensor) -> Tensor:
+        """Fast device: the residual with the output of the hot neurons added."""
+        y = self.hot.compute(turn.x, turn.predicted, tally)
+        return residual if y is None else torch.add(residual, y, alpha=self.scale)
+
+    def compute_cold(self, turn: Turn, done: Tensor) -> Tensor | None:
+        """Slow device: the output of its neurons, [tokens, hidden]; None where none is active. Waits for what it needs.
+
+        What it did is added to done, [8] int64 there.
+        """
+
+        def between() -> ActiveNeurons | None:
+            return None if turn.handed_there is None else ActiveNeurons(*turn.handed_there())
+
+        named = None
+        if turn.named_there is not None:
+            index, count = turn.named_there()
+            named = index[: int(count)]
+        there = self.cold.compute(turn.input_there()[0], between, named, done[:SIZE])
+        if there is not None:
+            done[COLD_UP_ROWS], done[COLD_DOWN_ROWS], done[COLD_STEPS] = done[UP_ROWS], done[DOWN_ROWS], 1
+        return there
+
+    def add_cold(self, residual: Tensor, back: Tensor) -> Tensor:
+        """Fast device: the residual with that output added."""
+        return torch.add(residual, back, alpha=self.scale)
+
+    @property
+    def starts_early(self) -> bool:
+        """Whether the slow device has work that waits for the input and for no list."""
+        return self.mode != "predicted" and self.cold.gate.shape[0] > 0 and self.hot.between.shape[0] > 0
+
+    @property
+    def has_hot(self) -> bool:
+        """Whether there is anything to do for the fast device behind the lists."""
+        return self.hot.up.shape[0] > 0 or (self.selector is not None and self.hot.between.shape[0] > 0)
 
     def bare_prefill(self, x: Tensor) -> Tensor:
         """The FFN alone, for whoever has norm, scale and add: of many normed tokens, [tokens, hidden] to float32."""
@@ -148,35 +231,6 @@ class HybridFFN:
                 active, found = active + ids.numel(), found + int(torch.isin(ids, named).sum())
             first = gate.shape[0]
         return active, found
-
-    def _compute(self, residual: Tensor, x: Tensor, tally: Tensor) -> Tensor:
-        """FFN output for residual and normed input x, [tokens, hidden] each."""
-        link = self.link
-        input_there = link.send("input", [x])
-        predicted = None if self.selector is None else self.selector.select(residual, x)
-        named_there = None if predicted is None else link.send("named", [predicted.index, predicted.count])
-        handed = self.hot.hand_over(x)
-        handed_there = None
-        if handed is not None:
-            assert handed.value is not None, "what is handed over has its values"
-            handed_there = link.send("handed", [handed.index, handed.count, handed.value])
-        y = self.hot.compute(x, predicted, tally)
-
-        def between() -> ActiveNeurons | None:
-            return None if handed_there is None else ActiveNeurons(*handed_there())
-
-        named = None
-        if named_there is not None:
-            index, count = named_there()
-            named = index[: int(count)]
-        done = new_tally(link.slow, size=SHARED_SIZE)
-        there = self.cold.compute(input_there()[0], between, named, done[:SIZE])
-        if there is not None:
-            done[COLD_UP_ROWS], done[COLD_DOWN_ROWS], done[COLD_STEPS] = done[UP_ROWS], done[DOWN_ROWS], 1
-            back, counts = link.bring("output", [there, done])
-            tally += counts
-            y = back if y is None else y + back
-        return torch.zeros_like(x) if y is None else y
 
     def _project(self, x: Tensor, hot: Weight, cold: Weight) -> Tensor:
         """x by the rows of a matrix in two parts, [tokens, rows of both]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,13 @@ ALIGNMENT = 64  # bytes
 def has_streams(device: torch.device) -> bool:
     """Whether copies to and from a device may go on beside what it and the CPU compute."""
     return device.type == "cuda"
+
+
+class Carrier(Protocol):
+    """Takes tensors of the fast device to the slow one."""
+
+    def send(self, name: str, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """Start them on their way; what is returned waits for them, and gives them."""
 
 
 class Link:

@@ -9,6 +9,7 @@ import os
 
 import pytest
 import torch
+from placed_plans import placed, predictor_of, some_profile
 from steps_by_hand import CalledAgain
 from tiny_engine import make_model, some_tokens
 from triton_backend import gpu_backends
@@ -71,3 +72,25 @@ def test_logits_of_a_step(tmp_path):
         float((steps.logits.cpu() - expected).abs().max() / expected.abs().max()) < 2e-3
     )  # 16-bit products on the CPU
     assert list(steps.read(0)[0]) == steps.logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("mode", ["exact", "predicted"])
+def test_a_model_on_two_tiers_says_what_it_says_undivided(tmp_path, mode, caplog):
+    """A layer of the CPU, one that both share, and one of the GPU, with lm_head there: see `engine.shared_step`."""
+    folder = make_model(tmp_path / "model", **SIZES | {"layers": 3})
+    plain = prosparse.load(folder, weights="fp32", device="cpu", context=64)
+    options = {} if mode == "exact" else {"predictor": predictor_of(plain, "low_rank")}  # which names all
+    profile = some_profile(plain)
+    plan = placed(plain, profile, [(0, 0, False), (48, 16) if mode == "exact" else (48, 48), (80, 80)], mode)
+    device = "cpu" if INTERPRETED else "cuda"
+    engine = prosparse.load(folder, plan=plan, profile=profile, device=device, **options)
+    if INTERPRETED:
+        pool = StepPool(engine.decoder, engine.kv_dtype, new_graph=CalledAgain)
+        engine = Engine(
+            engine.decoder, engine.tokenizer, engine.plan, engine.model_sampling, engine.kv_dtype, pool=pool
+        )
+    given = {"max_new_tokens": 4, "ignore_eos": True}
+    found = engine.generate(some_tokens(5), **given)
+    assert found.token_ids == plain.generate(some_tokens(5), **given).token_ids
+    assert found.stats["cold"]["parts"] == 3 and not engine._pool._idle.failed
+    assert not [record for record in caplog.records if "no CUDA graph" in record.message]
