@@ -6,10 +6,11 @@ A layer on one device costs its bytes over that device's speed, and every kernel
                          \\ x                     \\ open ones in [hot, gate)                           / y
     CPU                   gate rows from `gate` on, up and down of the open ones -> theirs in [hot, gate) -
 
-so that both work at the same time, and small copies are waited for. In mode predicted a predictor on the GPU takes the
-place of the gate, and whoever has a neuron has its three rows. Where every gate is on the GPU and nothing cold is open,
-the CPU's part is left out; how often that is follows from the frequencies as if neurons were independent, which errs
-towards too rarely, since real ones open together.
+so that both work at the same time, and small copies are waited for. What the CPU needs lies in the GPU's own queue, so
+the next kernel is behind it; x goes with the list where the CPU has nothing to do with x alone. In mode predicted a
+predictor on the GPU takes the place of the gate, and whoever has a neuron has its three rows. Where every gate is on
+the GPU and nothing cold is open, the CPU has nothing to compute; how often that is follows from the frequencies as if
+neurons were independent, which errs towards too rarely, since real ones open together.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ from ..hardware import Machine
 from .activity import Activity, Array
 from .sizes import Sizes
 
-ATTENTION_LAUNCHES = 5  # norm and qkv, rotary embedding, attention and its join, output projection: docs/gpu.md
+# Kernels of a captured step: docs/gpu.md, docs/hybrid-decode.md
+ATTENTION_LAUNCHES = 3  # norm and qkv; rotary embedding, cache and attention; output projection and add
+# An FFN: a gate with what is open, down with the add. A predicted one op by op: norm, three of the guess, add.
+FFN_LAUNCHES = {"dense": 2, "exact": 2, "predicted": 7}
+NORM_LAUNCHES = 1  # of an FFN that two devices share: both need what it makes
+LIST_LAUNCHES = 2  # gates between the cuts, and one list of what is open
+GUESS_LAUNCHES = 3  # its two matrices, and one list
+HOT_LAUNCHES = {"dense": 3, "exact": 3, "predicted": 7}  # the add apart; predicted, how much of the list is hot
+ADD_LAUNCHES = 1
 ATTENTION_CALLS = 4  # on the CPU: regions at whose ends threads wait for each other
 
 
@@ -68,38 +77,44 @@ class Latency:
     def gpu_ffn(self, mode: str, own: Activity, predictor: int) -> float:
         """A whole FFN on the GPU."""
         neurons, launch = len(own.rows) - 1, self.machine.gpu_launch_s
+        launch *= FFN_LAUNCHES[mode]
         if mode == "dense":
-            return 2 * launch + float(self.gpu_stream(3 * neurons))
+            return launch + float(self.gpu_stream(3 * neurons))
         if mode == "exact":
-            return 2 * launch + float(self.gpu_stream(neurons) + self.gpu_gather(own.rows[-1]))
-        return 2 * launch + predictor / self.machine.gpu_stream + float(self.gpu_gather(own.named[-1] + own.rows[-1]))
+            return launch + float(self.gpu_stream(neurons) + self.gpu_gather(own.rows[-1]))
+        return launch + predictor / self.machine.gpu_stream + float(self.gpu_gather(own.named[-1] + own.rows[-1]))
 
     def shared_ffn(self, mode: str, own: Activity, predictor: int, gate: Array, hot: Array) -> Array:
         """An FFN that both share, for cuts [options] each, not both of which are all neurons."""
         machine, neurons, launch = self.machine, len(own.rows) - 1, self.machine.gpu_launch_s
-        there = machine.sync_s + 4 * self.config.hidden / machine.to_cpu
-        back = machine.sync_s + 4 * self.config.hidden / machine.to_gpu + launch
+        x = 4 * self.config.hidden
+        back = x / machine.to_gpu + ADD_LAUNCHES * launch  # once the GPU goes on
         g, h = gate.astype(np.int64), hot.astype(np.int64)
         rows_hot, rows_all = own.rows[h], own.rows[-1]
+        normed = NORM_LAUNCHES * launch + x / machine.to_cpu
+        there = normed + machine.sync_s
         if mode == "dense":
-            gpu = 2 * launch * (h > 0) + self.gpu_stream(3 * hot)
-            return np.maximum(gpu, there + machine.cpu_call_s + self.cpu_stream(3 * (neurons - hot)) + back)
+            gpu = normed + HOT_LAUNCHES[mode] * launch * (h > 0) + self.gpu_stream(3 * hot)
+            cpu = there + machine.cpu_call_s + self.cpu_stream(3 * (neurons - hot))
+            return np.maximum(gpu, cpu + machine.sync_s) + back
         if mode == "exact":
-            selected = launch * (g > h) + self.gpu_stream(gate - hot)
-            listed = np.where(g > h, selected + machine.sync_s + 8 * (gate - hot) / machine.to_cpu, 0.0)
+            between = LIST_LAUNCHES * launch + self.gpu_stream(gate - hot) + 8 * (gate - hot) / machine.to_cpu
+            selected = normed + np.where(g > h, between, 0.0)
+            listed = selected + machine.sync_s
             cold = self.cpu_stream(neurons - gate) + self.cpu_gather(rows_all - own.rows[g])
-            alone = there + np.where(g < neurons, machine.cpu_call_s + cold, 0.0)
+            alone = np.where(g < neurons, there + machine.cpu_call_s + cold, 0.0)
             asked = np.where(g > h, machine.cpu_call_s + self.cpu_gather(own.rows[g] - rows_hot), 0.0)
-            gpu = selected + 2 * launch * (h > 0) + self.gpu_stream(hot) + self.gpu_gather(rows_hot)
+            computed = self.gpu_stream(hot) + self.gpu_gather(rows_hot)
         else:
-            selected = np.asarray(launch + predictor / machine.gpu_stream)
-            listed = selected + machine.sync_s + 4 * neurons / machine.to_cpu
-            alone = np.full(len(h), there)
+            guess = GUESS_LAUNCHES * launch + predictor / machine.gpu_stream
+            selected = np.asarray(normed + guess + 4 * neurons / machine.to_cpu)
+            listed, alone = selected + machine.sync_s, np.zeros(len(h))
             asked = machine.cpu_call_s + self.cpu_gather(own.named[-1] - own.named[h] + rows_all - rows_hot)
-            gpu = selected + 2 * launch * (h > 0) + self.gpu_gather(own.named[h] + rows_hot)
-        split = np.maximum(gpu, np.maximum(alone, listed) + asked + back)
+            computed = self.gpu_gather(own.named[h] + rows_hot)
+        gpu = selected + HOT_LAUNCHES[mode] * launch * (h > 0) + computed
         nothing = np.where((g == neurons) | (mode == "predicted"), np.exp(own.log_closed[-1] - own.log_closed[h]), 0.0)
-        return nothing * (np.maximum(gpu, listed) + launch) + (1 - nothing) * split
+        cpu = np.maximum(alone, listed) + (1 - nothing) * asked
+        return np.maximum(gpu, cpu + machine.sync_s) + back
 
     def head(self, on_gpu: bool) -> float:
         """lm_head, without the way to it or the logits' way back."""

@@ -1,8 +1,9 @@
 """A discrete-event simulation of decoding by a plan: what its token really waits for, if the machine is as described.
 
-Every token draws which neurons are active. Work is queued on four resources, the GPU, the CPU and the link in either
-direction, each of which does one thing at a time in order; work starts when its resource is free and what it needs is
-there. So overlap, waiting and the CPU's idle turns come out of the queues, where `latency` has a formula.
+Every token draws which neurons are active. Work is queued on two resources, the GPU, whose queue has the copies in
+both directions too, and the CPU, each of which does one thing at a time in order; work starts when its resource is free
+and what it needs is there. So overlap, waiting and the CPU's idle turns come out of the queues, where `latency` has a
+formula.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ from ..plan import Plan, Split
 from ..weights.neuron_profile import Profile
 from ..weights.predictor import Predictor
 from .activity import named_over_active
-from .latency import ATTENTION_CALLS, ATTENTION_LAUNCHES, Latency
+from .latency import (
+    ADD_LAUNCHES,
+    ATTENTION_CALLS,
+    ATTENTION_LAUNCHES,
+    FFN_LAUNCHES,
+    GUESS_LAUNCHES,
+    HOT_LAUNCHES,
+    LIST_LAUNCHES,
+    NORM_LAUNCHES,
+    Latency,
+)
 from .sizes import sizes_of
 
 Draws = npt.NDArray[np.bool_]
@@ -36,6 +47,7 @@ class Simulated:
         syncs: times a token waited for the link.
         skipped: share of the shared layers' turns in which nothing was asked of the CPU; None without shared layers.
         gpu_bytes, cpu_bytes: of weights and cache that a token read on either device.
+        graphs: that the host launched for a token.
     """
 
     tokens_per_s: float
@@ -45,6 +57,7 @@ class Simulated:
     skipped: float | None
     gpu_bytes: float
     cpu_bytes: float
+    graphs: float
 
 
 @dataclass
@@ -54,14 +67,12 @@ class _Resource:
     free_at: float = 0.0
     busy: float = 0.0
     nbytes: float = 0.0
-    uses: int = 0
 
     def run(self, after: float, seconds: float, nbytes: float = 0.0) -> float:
         """Queue work that needs what is there at `after`; returns when it is done."""
         self.free_at = max(self.free_at, after) + seconds
         self.busy += seconds
         self.nbytes += nbytes
-        self.uses += 1
         return self.free_at
 
 
@@ -70,18 +81,21 @@ class _Run:
     latency: Latency
     gpu: _Resource = field(default_factory=_Resource)
     cpu: _Resource = field(default_factory=_Resource)
-    out: _Resource = field(default_factory=_Resource)
-    back: _Resource = field(default_factory=_Resource)
     shared: int = 0
     skipped: int = 0
+    syncs: int = 0
+    graphs: int = 0
 
     def send(self, after: float, nbytes: float) -> float:
-        """To the CPU, until it goes on."""
-        return self.out.run(after, self.latency.machine.sync_s + nbytes / self.latency.machine.to_cpu)
+        """To the CPU, until it goes on; the GPU goes on before that."""
+        self.syncs += 1
+        return self.gpu.run(after, nbytes / self.latency.machine.to_cpu) + self.latency.machine.sync_s
 
     def bring(self, after: float, nbytes: float) -> float:
-        """To the GPU, until it goes on."""
-        return self.back.run(after, self.latency.machine.sync_s + nbytes / self.latency.machine.to_gpu)
+        """To the GPU, until it goes on, by a graph that the host launches."""
+        self.syncs += 1
+        self.graphs += 1
+        return self.gpu.run(after + self.latency.machine.sync_s, nbytes / self.latency.machine.to_gpu)
 
     def on_gpu(self, after: float, launches: int, streamed: float, rows: float = 0, whole: float = 0) -> float:
         """Rows read in order, scattered rows, and bytes of something else."""
@@ -157,8 +171,8 @@ def _layer(run: _Run, now: float, mode: str, split: Split, active: Draws, named:
         return run.on_cpu(now, *_whole(mode, active, named), whole=predictor)
     now = run.on_gpu(now, ATTENTION_LAUNCHES, sizes.attention / sizes.row, whole=sizes.cache)
     if split.hot == neurons:
-        calls, streamed, rows = _whole(mode, active, named)
-        return run.on_gpu(now, calls + 1, streamed, rows, predictor)
+        _, streamed, rows = _whole(mode, active, named)
+        return run.on_gpu(now, FFN_LAUNCHES[mode], streamed, rows, predictor)
     return _shared(run, now, mode, split, active, named, predictor)
 
 
@@ -172,30 +186,36 @@ def _whole(mode: str, active: Draws, named: Draws) -> tuple[int, float, float]:
 
 
 def _shared(run: _Run, now: float, mode: str, split: Split, active: Draws, named: Draws, predictor: int) -> float:
-    gate, hot, hidden = split.gate, split.hot, run.latency.config.hidden
+    gate, hot, x = split.gate, split.hot, 4 * run.latency.config.hidden
+    between, neurons = gate - hot, len(active)
     run.shared += 1
-    there = run.send(now, 4 * hidden)
-    listed, between = now, gate - hot
+    starts_early = mode != "predicted" and 0 < between and gate < neurons
+    listed = run.on_gpu(now, NORM_LAUNCHES, 0)
+    there, sent = listed, x
+    if starts_early:
+        there, sent = run.send(there, x), 0
+        run.graphs += 1
     if mode == "predicted":
-        scanned = run.on_gpu(now, 1, 0, whole=predictor)
-        there = max(there, run.send(scanned, 4 * len(active)))
+        listed, sent = run.on_gpu(listed, GUESS_LAUNCHES, 0, whole=predictor), sent + 4 * neurons
     if between:
-        scanned = run.on_gpu(now, 1, between)
-        listed = run.send(scanned, 8 * between)
-    done = now
+        listed, sent = run.on_gpu(listed, LIST_LAUNCHES, between), sent + 8 * between
+    listed = run.send(listed, sent)
     if hot:
         _, streamed, rows = _whole(mode, active[:hot], named[:hot])
-        done = run.on_gpu(now, 2, streamed, rows)
+        run.on_gpu(now, HOT_LAUNCHES[mode], streamed, rows)
+        run.graphs += 1
     asked = 3 * between if mode == "dense" else 2 * _count(active[hot:gate])
     _, streamed, rows = _whole(mode, active[gate:], named[gate:])
-    if not asked and not streamed and not rows:
-        run.skipped += 1
-        return max(done, there, listed)
+    if not starts_early:
+        there = listed
     if streamed or rows:
         there = run.on_cpu(there, 1, streamed, rows)
+    there = max(there, listed)
     if asked:
-        there = run.on_cpu(max(there, listed), 1, 0, asked)
-    return run.on_gpu(max(done, run.bring(there, 4 * hidden)), 1, 0)
+        there = run.on_cpu(there, 1, 0, asked)
+    elif not streamed and not rows:
+        run.skipped += 1
+    return run.on_gpu(run.bring(there, x), ADD_LAUNCHES, 0)
 
 
 def _head(run: _Run, now: float, head: bool, on_cpu: bool) -> float:
@@ -213,10 +233,11 @@ def _summary(run: _Run, now: float, tokens: int) -> Simulated:
         tokens_per_s=tokens / now,
         gpu_busy=run.gpu.busy / now,
         cpu_busy=run.cpu.busy / now,
-        syncs=(run.out.uses + run.back.uses) / tokens,
+        syncs=run.syncs / tokens,
         skipped=run.skipped / run.shared if run.shared else None,
         gpu_bytes=run.gpu.nbytes / tokens,
         cpu_bytes=run.cpu.nbytes / tokens,
+        graphs=run.graphs / tokens,
     )
 
 

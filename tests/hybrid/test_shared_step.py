@@ -19,7 +19,9 @@ from prosparse.engine.graph import StepPool, Steps
 from prosparse.engine.session import Session
 from prosparse.engine.shared_step import SharedStep
 from prosparse.engine.tallies import parts_of
+from prosparse.hardware import PRESETS
 from prosparse.model.step import unfit, why_no_step
+from prosparse.placement.simulate import simulate
 from prosparse.sparsity.mailbox import Mailbox
 from prosparse.weights.neuron_profile import Profile
 
@@ -183,6 +185,20 @@ def test_nothing_is_read_before_it_is_there_or_written_before_it_was_read(
 def graphs_of_the_ends(splits: str, head: bool, tied: bool) -> int:
     """lm_head on the fast device behind a slow layer is a graph of its own, and so is an embedding before one."""
     return int(head and splits == "slow at the end") + int(head and tied and splits == "layers and cuts")
+
+
+@pytest.mark.parametrize("mode", ["dense", "exact", "predicted"])
+def test_the_simulator_launches_as_many_graphs(folder, undivided, profile, mode: str) -> None:
+    """And is told so by layers of every kind, the slow one first, as plans have it."""
+    cuts = [(0, 0, False), (48, 17), (N, 1)] if mode == "exact" else [(0, 0, False), (17, 17), (0, 0)]
+    predictor = predictor_of(undivided, "low_rank", 0.0) if mode == "predicted" else None
+    engine = on_two(folder, undivided, profile, cuts, mode, **({} if predictor is None else {"predictor": predictor}))
+    steps = in_graphs(engine)._pool.lend(1, 32)
+    assert steps.begin(torch.tensor([7]), (0,), (0,))
+    (_, chain) = steps._recorded[1]
+    found = simulate(engine.config, engine.plan, profile, PRESETS["8gb-pcie4"], predictor=predictor, tokens=2)
+    embeds = int(engine.config.tied_embeddings)  # on the CPU, as the simulator has it, unless it is lm_head's table too
+    assert found.graphs == chain.graphs - embeds
 
 
 def test_places_stay_where_they_are(folder, undivided, profile, monkeypatch: pytest.MonkeyPatch) -> None:
