@@ -15,7 +15,9 @@ from prosparse.kernels.weight import Weight
 
 from .link import has_streams
 
-BUFFER_BYTES = 64 << 20  # of each: at 12 GB/s a block travels for 6 ms, beside which what starts a copy is nothing
+# Of each: at 25 GB/s a block travels for 0.7 ms, ten times what starts it takes, and what is left of a budget is worth
+# more: 100 MiB are 0.1 times a layer split for a 7B on 8 GB (docs/hybrid.md).
+BUFFER_BYTES = 16 << 20
 
 
 class DoubleBuffer:
