@@ -124,16 +124,8 @@ class HybridFFN:
             raise ValueError(
                 f"ffn: a decode step takes at most {MAX_ROWS} tokens, got {residual.shape[0]}; prefill them"
             )
-        link = self.link
-        with link.lock:
-            turn = self.send_lists(residual, self.send_input(residual, link), link)
-            residual, done = self.compute_hot(residual, turn, tally), new_tally(link.slow, size=SHARED_SIZE)
-            there = self.compute_cold(turn, done)
-            if there is None:
-                return residual
-            back, counts = link.bring("output", [there, done])
-            tally += counts
-            return self.add_cold(residual, back)
+        with self.link.lock:
+            return self._rest(residual, residual, self.send_input(residual, self.link), tally)
 
     # A step in its parts. What the fast device does is launches alone: nothing of it is read by the host but what is
     # sent through the carrier. In between the host calls `compute_cold`.
@@ -202,7 +194,7 @@ class HybridFFN:
     def bare_decode(self, x: Tensor, tally: Tensor) -> Tensor:
         """As `bare_prefill`, of one step: [tokens, hidden] float32 to the same; tally is as of `decode`."""
         with self.link.lock:
-            return self._compute(x, x, tally)
+            return self._rest(torch.zeros_like(x), x, Turn(x, self.link.send("input", [x])), tally)
 
     def bytes_read(self, steps: int, done: Sequence[int]) -> int:
         """Bytes of weights that decode steps had to read which tallied this, on both devices."""
@@ -231,6 +223,17 @@ class HybridFFN:
                 active, found = active + ids.numel(), found + int(torch.isin(ids, named).sum())
             first = gate.shape[0]
         return active, found
+
+    def _rest(self, base: Tensor, residual: Tensor, turn: Turn, tally: Tensor) -> Tensor:
+        """base and what the FFN adds to it, once the input is sent; `residual` is what a selector looks at."""
+        turn = self.send_lists(residual, turn, self.link)
+        base, done = self.compute_hot(base, turn, tally), new_tally(self.link.slow, size=SHARED_SIZE)
+        there = self.compute_cold(turn, done)
+        if there is None:
+            return base
+        back, counts = self.link.bring("output", [there, done])
+        tally += counts
+        return self.add_cold(base, back)
 
     def _project(self, x: Tensor, hot: Weight, cold: Weight) -> Tensor:
         """x by the rows of a matrix in two parts, [tokens, rows of both]."""

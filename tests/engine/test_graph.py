@@ -11,7 +11,8 @@ from tiny_engine import make_model, some_tokens
 
 import prosparse
 from prosparse.engine import Engine
-from prosparse.engine.graph import LATE, CudaGraph, StepPool, Steps
+from prosparse.engine.chain import CudaGraph
+from prosparse.engine.graph import LATE, StepPool, Steps
 from prosparse.engine.session import Session
 from prosparse.errors import MachineError
 from prosparse.model.cache import KVCache

@@ -39,7 +39,7 @@ from prosparse.weights.neuron_profile import Profile
 MACHINE = dataclasses.replace(
     PRESETS["8gb-pcie3"], context_bytes=0, sync_s=0.0, gpu_launch_s=0.0, to_gpu=1e12, to_cpu=1e12, cpu_call_s=1e-3
 )
-BUDGETS = ["180MiB", "190MiB", "200MiB", "4GiB"]  # of which the workspace takes 164
+BUDGETS = ["84MiB", "94MiB", "104MiB", "4GiB"]  # of which the workspace takes 68
 IDS = some_tokens(12)
 
 
@@ -104,18 +104,18 @@ def test_tokens_are_those_of_the_undivided_model(undivided: Engine, budget: str)
 
 
 def test_profile_and_plan_are_made_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    first = within("190MiB")
+    first = within("94MiB")
 
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError("made again")
 
     monkeypatch.setattr("prosparse.engine.budget.place", never)
     monkeypatch.setattr("prosparse.engine.budget.profile_neurons", never)
-    assert within("190MiB").plan == first.plan
+    assert within("94MiB").plan == first.plan
     with pytest.raises(AssertionError, match="made again"):
-        within("190MiB", context=128)
+        within("94MiB", context=128)
     with pytest.raises(AssertionError, match="made again"):
-        within("190MiB", machine=dataclasses.replace(MACHINE, cpu_call_s=2e-3))
+        within("94MiB", machine=dataclasses.replace(MACHINE, cpu_call_s=2e-3))
 
 
 def test_the_profile_counts_what_measure_counts(undivided: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_the_profile_counts_what_measure_counts(undivided: Engine, monkeypatch: 
 
 def test_a_file_takes_the_place_of_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "machine.json").write_text(MACHINE.to_json())
-    arguments = ["generate", "--prompt", "Once", "--max-new-tokens", "6", "--device", "cpu", "--budget", "190MiB"]
+    arguments = ["generate", "--prompt", "Once", "--max-new-tokens", "6", "--device", "cpu", "--budget", "94MiB"]
     arguments += ["--machine", str(tmp_path / "machine.json"), "--weights", "bf16", "--context", "256"]
     assert main([*arguments, "--stats", "--json"]) == 0
     out, err = capsys.readouterr()
@@ -171,7 +171,7 @@ def test_what_only_a_budget_takes(undivided: Engine) -> None:
 
 def test_shared_layers_are_not_looked_into(undivided: Engine) -> None:
     with pytest.raises(UnsupportedError, match="HybridFFN is no FFN that can be looked into"):
-        measure(within("190MiB"), [torch.tensor([IDS])])
+        measure(within("94MiB"), [torch.tensor([IDS])])
 
 
 def hand_made(folder: Path, seed: int = 1, **options: object) -> tuple[Plan, Profile]:
@@ -226,13 +226,13 @@ def test_memory_that_shrank_meanwhile(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_less_than_the_budget_is_free(caplog: pytest.LogCaptureFixture, undivided: Engine) -> None:
-    machine: Machine = dataclasses.replace(MACHINE, gpu_bytes=parse_size("190MiB"))
+    machine: Machine = dataclasses.replace(MACHINE, gpu_bytes=parse_size("94MiB"))
     with caplog.at_level(logging.WARNING, logger="prosparse"):
         small = within("8GiB", machine=machine)
     assert [record.message for record in caplog.records] == [
-        "of the budget of 8.00 GiB, 190.0 MiB can be had; it is planned for those"
+        "of the budget of 8.00 GiB, 94.0 MiB can be had; it is planned for those"
     ]
-    assert [layer.split for layer in small.plan.layers] == [layer.split for layer in within("190MiB").plan.layers]
+    assert [layer.split for layer in small.plan.layers] == [layer.split for layer in within("94MiB").plan.layers]
 
 
 def test_a_full_disk_keeps_nothing_and_says_so(

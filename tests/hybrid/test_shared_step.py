@@ -195,7 +195,7 @@ def test_the_simulator_launches_as_many_graphs(folder, undivided, profile, mode:
     engine = on_two(folder, undivided, profile, cuts, mode, **({} if predictor is None else {"predictor": predictor}))
     steps = in_graphs(engine)._pool.lend(1, 32)
     assert steps.begin(torch.tensor([7]), (0,), (0,))
-    (_, chain) = steps._recorded[1]
+    ((_, chain),) = steps._recorded.values()
     found = simulate(engine.config, engine.plan, profile, PRESETS["8gb-pcie4"], predictor=predictor, tokens=2)
     embeds = int(engine.config.tied_embeddings)  # on the CPU, as the simulator has it, unless it is lm_head's table too
     assert found.graphs == chain.graphs - embeds
