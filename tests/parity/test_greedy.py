@@ -7,14 +7,13 @@ nothing is forgiven there.
 
 from __future__ import annotations
 
-import lzma
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from float64_forward import forward
 from hf_llama import load_hf
+from near_ties import GAPS, assert_rounding_decides, first_difference, first_differences, prompts_of
 from tiny_engine import decoded_logits
 
 import prosparse
@@ -23,16 +22,12 @@ from prosparse.engine.load import EMBEDDED_MODEL
 from prosparse.kernels import cpu
 
 SMALL_MODEL = Path(__file__).parent.parent / "assets" / "relu-llama-1.5m"
-GAPS = {"fp32": 1e-3, "bf16": 0.05}
 PROMPTS, TOKENS = 64, 64
 
 
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
-    """Places spread over the packaged held-out text, 40 to 100 characters each."""
-    text = lzma.decompress((EMBEDDED_MODEL.parent / "text" / "held_out.txt.xz").read_bytes()).decode()
-    starts = range(0, len(text) - 200, len(text) // PROMPTS)
-    return [text[start : start + 40 + i % 61].strip() for i, start in enumerate(starts)][:PROMPTS]
+    return prompts_of(PROMPTS)
 
 
 @pytest.mark.slow
@@ -81,34 +76,3 @@ def test_writes_what_transformers_writes(prompts: list[str], mode: str) -> None:
 
 def last_logits(engine: Engine) -> Callable[[list[int]], torch.Tensor]:
     return lambda ids: engine.logits(ids)[-1]
-
-
-def first_differences(
-    expected: Sequence[prosparse.Generation], found: Sequence[prosparse.Generation]
-) -> dict[int, int]:
-    """Step of the first difference, by number of the prompt."""
-    steps = {
-        n: first_difference(a.token_ids, b.token_ids) for n, (a, b) in enumerate(zip(expected, found, strict=True))
-    }
-    return {n: step for n, step in steps.items() if step is not None}
-
-
-def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:
-    assert len(expected) == len(found)
-    return next((i for i, (a, b) in enumerate(zip(expected, found, strict=True)) if a != b), None)
-
-
-def assert_rounding_decides(
-    ids: list[int], allowed: float, logits: Callable[[list[int]], torch.Tensor], folder: Path
-) -> None:
-    first, second = logits(ids).topk(2).values.tolist()
-    if first - second < allowed:
-        return
-    threshold = prosparse.ModelConfig.from_hf(folder).activation.threshold
-    trace = forward(folder, ids)
-    largest = max(float(gate.abs().max()) for gate in trace.gates)
-    distance = trace.nearest_to(threshold)
-    assert threshold > 0 and distance < 1e-6 * largest, (
-        f"another token after {len(ids)}, where the two likeliest are {first - second:.3f} apart and the nearest gate "
-        f"is {distance:.1e} from the threshold"
-    )
