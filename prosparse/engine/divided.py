@@ -23,7 +23,7 @@ from ..weights.predictor import LayerPredictor, Predictor
 from .memory_limit import Grant
 
 CPU = torch.device("cpu")
-GROWTH = 64 << 20  # bytes by which a context may be larger than when the plan was made; a workspace is larger
+GROWTH = 32 << 20  # bytes by which a context may have grown since the plan was made: less than any workspace
 
 
 def fast_device(device: str) -> torch.device:

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import prosparse
+from prosparse.engine.load import EMBEDDED_MODEL
 from prosparse.errors import MachineError
 from prosparse.hardware import PRESETS
 from prosparse.hardware.measure import gpu_memory, load_libraries
 from prosparse.hf.divided import division_of
+from prosparse.placement.sizes import Host, sizes_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,7 +25,7 @@ pytestmark = [
 ]
 PROMPT = "The little girl looked at the"
 LONG = " ".join([PROMPT] * 60)  # more than a chunk
-ROOM = {"shared": 190 << 20, "whole": 400 << 20}  # beside the context; the workspace takes 164 of them
+ROOM = {"shared": 26 << 20, "whole": 200 << 20}  # bytes beside context and workspace
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +49,8 @@ def machine(context: int):
 def test_reserved_memory_and_context_stay_within_the_budget(room, mode):
     load_libraries()
     context, before = gpu_memory()[1], torch.cuda.memory_reserved()
-    budget = context + ROOM[room]
     expected = prosparse.load(weights="fp32", mode=mode, device="cpu", context=512)
+    budget = context + ROOM[room] + sizes_of(expected.config, "fp32", "fp32", 512, mode).fixed
     engine = prosparse.load(weights="fp32", mode=mode, budget=budget, machine=machine(context), context=512)
     assert any(layer.split.hot < engine.config.neurons for layer in engine.plan.layers) == (room == "shared")
     for prompt in (PROMPT, LONG):
@@ -56,7 +58,7 @@ def test_reserved_memory_and_context_stay_within_the_budget(room, mode):
         assert engine.generate(prompt, **options).token_ids == expected.generate(prompt, **options).token_ids
     assert torch.cuda.max_memory_reserved() - before + context <= budget
     with pytest.raises(MachineError, match="out of GPU memory: .* pass at least --budget"), engine._told("generate"):
-        torch.empty(ROOM[room], dtype=torch.uint8, device="cuda")
+        torch.empty(budget, dtype=torch.uint8, device="cuda")
     held = torch.cuda.get_per_process_memory_fraction()
     del engine
     gc.collect()
@@ -64,14 +66,14 @@ def test_reserved_memory_and_context_stay_within_the_budget(room, mode):
 
 
 def test_a_live_model_within_a_budget():
-    folder = prosparse.load.__globals__["EMBEDDED_MODEL"]
-    model = prosparse.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = prosparse.AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32)
     ids = torch.randint(5, 200, (1, 40), generator=torch.Generator().manual_seed(1))
     options = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     expected = model.generate(ids, **options)
     load_libraries()
     context, before = gpu_memory()[1], torch.cuda.memory_reserved()
-    budget = context + ROOM["shared"]
+    config = prosparse.ModelConfig.from_hf(EMBEDDED_MODEL)
+    budget = context + ROOM["shared"] + sizes_of(config, "fp32", "fp32", 128, "exact", None, Host(4, None)).fixed
     prosparse.accelerate(model, budget=budget, machine=machine(context), context=128)
     assert any(split.attention and split.hot < 1536 for split in (x.split for x in division_of(model).plan.layers))
     assert torch.equal(model.generate(ids.to(model.device), **options).cpu(), expected)

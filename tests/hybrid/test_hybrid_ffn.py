@@ -108,6 +108,21 @@ def test_any_order_any_cuts_and_any_sparsity(data, tokens, hidden, neurons, weig
     assert done[COLD_STEPS] == (0 if between_or_none else 1)
 
 
+@pytest.mark.parametrize("weights", FORMATS, ids=label)
+@pytest.mark.parametrize(("shift", "active"), [(-9.0, 0), (9.0, NEURONS)])
+def test_nothing_and_everything_active(weights, shift, active):
+    """Both ends of activation sparsity, at every kind of cut."""
+    base = make_case(2, 60, NEURONS, weights, shift=shift * math.sqrt(60))
+    case = at_input(base, base.x)
+    mask = open_mask(case, RELU)
+    assert int(mask.sum()) == 2 * active
+    for cuts in CUTS:
+        done = tally()
+        out = divide(case, RELU, "exact", *cuts, some_order(NEURONS)).decode(base.x, done)
+        assert_within(out, meaning(case, RELU, mask, base.x, 1.0), f"{active} active, {cuts}")
+        assert (int(done[UP_ROWS]), int(done[COLD_UP_ROWS])) == (active, active * (NEURONS - cuts[1]) // NEURONS)
+
+
 @pytest.mark.parametrize("cuts", [(0, 0), (33, 12), (NEURONS, 0), (NEURONS, NEURONS)], ids=str)
 @pytest.mark.parametrize("activation", [RELU, Activation("fatrelu", 0.5), Activation("silu")], ids=str)
 def test_dense_is_the_undivided_ffn(backend, activation, cuts):
