@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -44,15 +43,21 @@ class FakeCuda:
     def install(self, patch: pytest.MonkeyPatch) -> FakeCuda:
         """In place of what `torch.cuda` says."""
 
-        def limit(fraction: float, device: Any = None) -> None:
+        def limit(fraction: float, device: torch.device) -> None:
+            assert device.index is not None and 0 <= fraction <= 1, "as PyTorch checks"
             self.fraction = fraction
+
+        def limited(device: torch.device) -> float:
+            assert device.index is not None, "as PyTorch checks"
+            return self.fraction
 
         for name, function in {
             "is_available": lambda: True,
             "mem_get_info": lambda device=None: (self.free, self.total),
             "memory_reserved": lambda device=None: self.reserved,
             "get_device_properties": lambda device=None: SimpleNamespace(total_memory=self.total),
-            "get_per_process_memory_fraction": lambda device=None: self.fraction,
+            "current_device": lambda: 0,
+            "get_per_process_memory_fraction": limited,
             "set_per_process_memory_fraction": limit,
             "empty_cache": lambda: None,
         }.items():

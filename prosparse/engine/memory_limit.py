@@ -43,6 +43,8 @@ class Grant:
 
     def __init__(self, budget: int, device: torch.device) -> None:
         load_libraries()
+        if device.index is None:  # which PyTorch asks for where it is told of a limit
+            device = torch.device(device.type, torch.cuda.current_device())
         self.budget, self.device, self.context = budget, device, gpu_memory()[1]
         with _lock:
             if device not in _limits:

@@ -85,6 +85,18 @@ def test_it_says_what_the_undivided_model_says_and_comes_back(
     assert torch.equal(generate(model), expected)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=str)
+def test_padded_batches_beams_and_static_caches(
+    model: Any, reference: Any, engine: Engine, profile: Profile, options: dict[str, Any]
+) -> None:
+    divide(model, placed(engine, profile, CUTS), profile)
+    mask = torch.ones(2, 9, dtype=torch.int64)
+    mask[0, :3] = 0
+    given = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    ids = PROMPT.view(2, 9)
+    assert torch.equal(model.generate(ids, **given, **options), reference.generate(ids, **given, **options))
+
+
 @pytest.mark.parametrize(("family", "tied"), [("minicpm", True), ("bamboo", False)])
 def test_other_families_tied_tables_and_models_that_are_accelerated(tmp_path: Path, family: str, tied: bool) -> None:
     """`prosparse.AutoModelForCausalLM` gives accelerated models; norms and scales of a layer stay its own."""
