@@ -18,7 +18,7 @@ from ..plan import STEP_ROWS, Plan
 from ..sparsity import ExactFFN, PlainExactFFN, dense_twin
 from .choice import Choice, TimesOf, Which, step_rows
 
-EVERY = 64  # steps of a run between two looks at what they counted: a look costs what 1 % of a step does
+EVERY = 128  # steps of a run between two looks at what they counted, each some 0.3 ms
 
 
 def times_of(decoder: Decoder, plan: Plan) -> KeptTimes | None:
@@ -90,38 +90,49 @@ class Follower:
         self._choice, self._read, self._frozen = choice, read, frozen
         self._start = {rows: choice.which(rows) for rows in STEP_ROWS}
         self._told = read() if choice.learns else []
-        self._rows = self._steps = self._tokens = 0
+        self._last = self._rows = self._steps = self._tokens = 0
         self._mixed = False
         self._dense: Which = ()
-        self.ran: Counter[Which] = Counter()
+        self._decoder: Decoder | None = None
+        self._ran: Counter[Which] = Counter()
+
+    @property
+    def ran(self) -> Counter[Which]:
+        """How many steps were made on what."""
+        return self._ran + Counter({self._dense: self._steps})
 
     def decoder(self, tokens: int) -> Decoder:
         """Of the next step, of so many tokens."""
-        rows = step_rows(tokens)
-        if rows != self._rows or self._steps >= EVERY and not self._frozen:
-            if self._frozen:
-                self._mixed = self._rows != 0  # nobody can tell apart what each number of tokens counted
-            else:
-                self._tell()
-            self._rows, self._dense = rows, self._start[rows] if self._frozen else self._choice.which(rows)
-        return self._choice.decoder(self._dense)
+        if self._decoder is None or tokens != self._last or self._steps >= EVERY and not self._frozen:
+            self._turn(tokens)
+        assert self._decoder is not None, "a turn finds one"
+        return self._decoder
 
     def count(self, tokens: int) -> None:
         """A step of so many tokens was made."""
         self._steps += 1
         self._tokens += tokens
-        self.ran[self._dense] += 1
 
     def close(self) -> None:
         """The run is over."""
-        if not self._mixed:
-            self._tell()
+        self._tell()
+
+    def _turn(self, tokens: int) -> None:
+        rows, self._last = step_rows(tokens), tokens
+        if rows == self._rows and (self._steps < EVERY or self._frozen):
+            return
+        if self._frozen:  # then nobody can tell apart what each number of tokens counted
+            self._mixed = self._rows != 0
+        self._tell()
+        self._rows, self._dense = rows, self._start[rows] if self._frozen else self._choice.which(rows)
+        self._decoder = self._choice.decoder(self._dense)
 
     def _tell(self) -> None:
-        if self._choice.learns and self._steps:
+        if self._steps and self._choice.learns and not self._mixed:
             done = self._read()
             both = zip(done, self._told, strict=True)
             fresh = [[now - before for now, before in zip(*own, strict=True)] for own in both]
             self._choice.learn(self._rows, self._dense, self._steps, self._tokens, fresh)
             self._told = done
+        self._ran[self._dense] += self._steps
         self._steps = self._tokens = 0

@@ -8,6 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
+from prosparse.kernels import cpu
+
 from ..config.fields import parse_json_object
 from ..errors import MachineError, UserError
 from ..weights.whole_files import write_whole
@@ -37,6 +41,7 @@ class KeptTimes:
     ) -> None:
         self._layers, self._hidden, self._facts, self._measure = layers, hidden, dict(facts), measure
         self._known: dict[Path, Times | None] = {}
+        self._paths: dict[tuple[int, int, str], Path] = {}  # finding out the circumstances takes a millisecond
 
     def known(self, rows: int) -> Times | None:
         """Of steps of so many tokens, where that was measured before; None where it was not."""
@@ -56,7 +61,10 @@ class KeptTimes:
         return found
 
     def _path(self, rows: int) -> Path:
-        return cache_file({**circumstances(), **self._facts, "rows": str(rows)}, "times")
+        key = rows, torch.get_num_threads(), cpu.isa()  # what may change while a process runs
+        if key not in self._paths:
+            self._paths[key] = cache_file({**circumstances(), **self._facts, "rows": str(rows)}, "times")
+        return self._paths[key]
 
 
 def _read(path: Path) -> Times | None:
