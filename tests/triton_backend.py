@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 
 from prosparse.kernels import triton
+from prosparse.kernels.weight import Weight
 
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"  # of tests that call launchers
 # On a GPU a list stays on the device, so a check of its contents would need a sync.
 CHECKED_ON_THE_CPU_ALONE = ("test_refuses_a_list_that_would_read_elsewhere",)
 
@@ -59,3 +62,18 @@ def through_gpu(op: str) -> Callable[..., Any]:
         return tuple(t.cpu() for t in result) if isinstance(result, tuple) else result.cpu()
 
     return run
+
+
+def on_device(*numbers: int) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int32, device=DEVICE)
+
+
+def there(part: Any) -> Any:
+    """A weight, a tensor or a dataclass of those on the device of the tests."""
+    if isinstance(part, Tensor):
+        return part.to(DEVICE)
+    if isinstance(part, Weight):
+        return Weight(part.codes.to(DEVICE), part.packed_columns)
+    if dataclasses.is_dataclass(part) and any(isinstance(v, Tensor | Weight) for v in vars(part).values()):
+        return dataclasses.replace(part, **{name: there(value) for name, value in vars(part).items()})
+    return part

@@ -33,7 +33,7 @@ FINAL = ("done", "failed", "stopped", "left out")  # a part that was cut, for wa
 ME = ("-m", "prosparse.bench.gpu.check")
 ONE_THREAD = (("OMP_NUM_THREADS", "1"),)  # of each of several processes
 WARM = ("tokens-1b", "tokens-7b", "ops-1b", "ops-7b", "variants-7b")
-OWN_TESTS = ("choice", "replay", "step", "engine_step", "argmax", "ffn_23", "gpu_parts")
+OWN_TESTS = ("choice", "replay", "step", "engine_step", "argmax", "ffn_23", "gpu_parts", "overlap")
 GPU_TESTS = ("tests/gpu", *(f"tests/triton/test_{name}.py" for name in OWN_TESTS))
 # Most of a test is compiling, which several processes do at once.
 WORKERS = ("-n", str(min(12, os.cpu_count() or 1))) if find_spec("xdist") else ()

@@ -21,7 +21,8 @@ def line(row: Mapping[str, Any]) -> str:
     if row["subject"] == "attend":
         parts.append(str(row["context"]))
     if row["subject"] == "decode" and row["note"]:
-        parts.append(row["note"].split(",")[0].replace("one CUDA graph a token", "graph"))
+        short = row["note"].replace("one CUDA graph a token", "graph").replace(", launches overlap", " overlap")
+        parts.append(short.split(",")[0])
     what = " ".join(filter(None, parts))
     zeros = "" if row["activation_sparsity"] is None else f"{row['activation_sparsity']:.0%}"
     ratio = "" if row["dense_ratio"] is None else f"{row['dense_ratio']:.2f}"

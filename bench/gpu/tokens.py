@@ -14,6 +14,8 @@ from prosparse.config import ModelConfig
 from prosparse.engine.graph import Steps
 from prosparse.engine.load import assemble
 from prosparse.kernels.tally import NONZERO, new_tally
+from prosparse.kernels.triton.gpu import gpu_of
+from prosparse.kernels.triton.overlap import can_overlap
 from prosparse.model.cache import KVCache
 from prosparse.model.decoder import Decoder
 from prosparse.model.step import DeviceStep
@@ -31,6 +33,7 @@ from .subjects import SPARSITY, Setting
 START, CONTEXT = 512, 1024  # where timed tokens begin, and the room of the cache
 TOKEN = 5  # that is timed first
 TOKENS = 5  # times the rounds of an op
+OVERLAP = ", overlap"  # behind the name of a mode
 GRAPH = "mode dense as a graph, over the same weights in the same run"
 ENERGY_S = 1.5  # of decoding while the energy counter of the board, which moves every tenth of a second, runs on
 
@@ -50,14 +53,14 @@ def beside(
 class Subject:
     """A decoder with a cache that is full up to `START` and steps over it."""
 
-    def __init__(self, setting: Setting, decoder: Decoder) -> None:
+    def __init__(self, setting: Setting, decoder: Decoder, overlap: bool = False) -> None:
         config, self.decoder = decoder.config, decoder
         dtype = torch.float32 if decoder.lm_head.format == "fp32" else torch.bfloat16
         self.cache = KVCache(config, 1, decoder.context, dtype, decoder.device)
         self.start = min(START, decoder.context // 2)
         for part in (self.cache.keys, self.cache.values):
             part.normal_(generator=torch.Generator(decoder.device).manual_seed(0))
-        self.steps = Steps(decoder, self.cache, DeviceStep, setting.new_graph)
+        self.steps = Steps(decoder, self.cache, functools.partial(DeviceStep, overlap=overlap), setting.new_graph)
         self.tally = new_tally(decoder.device, config.layers)
         self.at = self.calls = self.positions = 0
 
@@ -108,7 +111,12 @@ def _model(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> tuple
 
 def _ours(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> None:
     decoder, knobs = _model(setting, shape, config, fmt)
-    subjects = {mode: Subject(setting, in_mode(decoder, mode)) for mode in ("dense", "exact")}
+    ways = ("", OVERLAP) if can_overlap(gpu_of(setting.device)) else ("",)
+    subjects = {
+        mode + way: Subject(setting, in_mode(decoder, mode), way == OVERLAP)
+        for mode in ("dense", "exact")
+        for way in ways
+    }
     for subject in subjects.values():
         subject.begin()
         subject.graph()
@@ -122,18 +130,20 @@ def _ours(setting: Setting, shape: str, config: ModelConfig, fmt: str) -> None:
     timings = in_turns(setting.clock, {**recorded, **probed}, rounds)
     done = {mode: (subject.steps.tally.double() / subject.calls).tolist() for mode, subject in subjects.items()}
     positions = {mode: subject.positions / subject.calls for mode, subject in subjects.items()}
-    host = {mode: (subject.op_by_op, 1) for mode, subject in subjects.items()}
+    host = {mode: (subjects[mode].op_by_op, 1) for mode in ("dense", "exact")}
     slow = in_turns(setting.clock, {**host, **probed}, setting.rounds)
     for mode, subject in subjects.items():
         zeros = 1 - sum(own[NONZERO] for own in done[mode]) / (config.layers * config.neurons)
         labels = {
-            "shape": shape, "mode": mode, "weights": fmt, "layers": config.layers, "synthetic": knobs.as_dict(),
-            "activation_sparsity": round(zeros, 4), "context": decoder.context,
+            "shape": shape, "mode": mode.removesuffix(OVERLAP), "weights": fmt, "layers": config.layers,
+            "synthetic": knobs.as_dict(), "activation_sparsity": round(zeros, 4), "context": decoder.context,
         }  # fmt: skip
         spent = joules(subject.graph, timings[mode].median, ENERGY_S if setting.rounds > 1 else 0.0, setting.device)
         read = subject.read(done[mode], positions[mode])
-        note = "one CUDA graph a token"
+        note = "one CUDA graph a token" + (", launches overlap" if mode.endswith(OVERLAP) else "")
         write(setting, timings, mode, read, "dense", GRAPH, note=note, joules_per_token=spent, **labels)
+        if mode not in slow:
+            continue
         read = subject.read(done[mode], subject.start + 1)
         write(setting, slow, mode, read, "none", GRAPH, note="op by op, without a graph", **labels)
 

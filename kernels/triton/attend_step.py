@@ -17,6 +17,7 @@ from torch import Tensor
 from .attend import QUERIES, join_head, run_of, walk
 from .configs import ATTEND, attend_splits, pieces
 from .gpu import gpu_of
+from .overlap import wait_for_previous
 from .sums import is_last
 
 
@@ -42,9 +43,9 @@ def rotated(x_ptr, bias_ptr, at, d, live, cos, sin, HALF: tl.constexpr, BIAS: tl
 def attend_step_kernel(
     qkv_ptr, bias_ptr, cos_ptr, sin_ptr, keys_ptr, values_ptr, slot_ptr, start_ptr, part_ptr, largest_ptr, total_ptr,
     ticket_ptr, out_ptr, scale, blocks, keys_slot, keys_head, keys_position, values_slot, values_head, values_position,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, QUERIES: tl.constexpr, BLOCK_P: tl.constexpr, SPLITS: tl.constexpr, TERMS: tl.constexpr,
-    STAGES: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, BIAS: tl.constexpr, OVERLAP: tl.constexpr, WINDOW: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, QUERIES: tl.constexpr, BLOCK_P: tl.constexpr, SPLITS: tl.constexpr,
+    TERMS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One key head, up to QUERIES of the queries that share it, and a run of one sequence's positions."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -52,6 +53,7 @@ def attend_step_kernel(
     WIDTH: tl.constexpr = (HEADS + 2 * KV_HEADS) * HEAD_DIM
     kv_head, sequence, block = tl.program_id(0), tl.program_id(1) // blocks, tl.program_id(1) % blocks
     split, splits = tl.program_id(2), tl.num_programs(2)
+    wait_for_previous(OVERLAP)
     start = tl.load(start_ptr + sequence)
     slot = tl.load(slot_ptr + sequence).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
@@ -105,7 +107,7 @@ def tickets_of(heads: int, kv_heads: int, sequences: int) -> int:
 
 def launch(
     qkv: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor,
-    starts: Tensor, window: int, tickets: Tensor,
+    starts: Tensor, window: int, tickets: Tensor, overlap: bool = False,
 ) -> Tensor:  # fmt: skip
     """One new token of each sequence.
 
@@ -117,6 +119,7 @@ def launch(
         slots, starts: place in the cache, and length so far, of each sequence, [sequences] int32.
         window: how many latest positions a token sees; 0 for all.
         tickets: [tickets_of(...)] int32, zeroed since the last launch that took them.
+        overlap: see `overlap`.
 
     Returns:
         [sequences, heads * head_dim] float32.
@@ -132,8 +135,9 @@ def launch(
     attend_step_kernel[(kv_heads, sequences * blocks, splits)](
         qkv, qkv if bias is None else bias, cos, sin, keys, values, slots, starts, part, largest, total, tickets, out,
         1 / math.sqrt(head_dim), blocks, keys.stride(0), keys.stride(1), keys.stride(2), values.stride(0),
-        values.stride(1), values.stride(2), HEADS=heads, KV_HEADS=kv_heads, BIAS=bias is not None, WINDOW=window,
-        HEAD_DIM=head_dim, BLOCK_D=max(16, triton.next_power_of_2(head_dim)), QUERIES=QUERIES, BLOCK_P=block_p,
-        SPLITS=triton.next_power_of_2(splits), TERMS=pieces(qkv.dtype, keys.dtype), STAGES=stages, num_warps=warps,
+        values.stride(1), values.stride(2), HEADS=heads, KV_HEADS=kv_heads, BIAS=bias is not None, OVERLAP=overlap,
+        WINDOW=window, HEAD_DIM=head_dim, BLOCK_D=max(16, triton.next_power_of_2(head_dim)), QUERIES=QUERIES,
+        BLOCK_P=block_p, SPLITS=triton.next_power_of_2(splits), TERMS=pieces(qkv.dtype, keys.dtype), STAGES=stages,
+        num_warps=warps, launch_pdl=overlap,
     )  # fmt: skip
     return out

@@ -27,6 +27,7 @@ NONZERO_OWN = 64  # activations of a token that one program of `axpy_active` loo
 SPAN = 2048  # logits of a program of `argmax`
 AT_ONCE = 8  # partial sums of `down` added together
 ATTEND = (32, 4, 3)  # positions of a tile, warps, STAGES
+OVERLAP = False  # of the launches of a decode step: see `overlap`; on once a GPU has shown that it is right and faster
 MAX_SPLITS = 32  # of the context: what joins them is one program per head
 
 

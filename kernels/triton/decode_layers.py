@@ -46,22 +46,25 @@ def new_tickets(heads: int, keys: Tensor, sequences: int) -> Tensor:
 
 def attention(
     residual: Tensor, layer: int, place: Place, norm: Tensor, qkv: Weight, bias: Tensor | None, o: Weight, eps: float,
-    scale: float, window: int,
+    scale: float, window: int, overlap: bool = False,
 ) -> Tensor:  # fmt: skip
-    """residual + scale * o(attend(rotary_store(qkv(rms_norm(residual)) + bias))), [sequences, hidden] float32."""
-    heads = linear.launch(residual, qkv.codes, (norm, eps))
+    """residual + scale * o(attend(rotary_store(qkv(rms_norm(residual)) + bias))), [sequences, hidden] float32.
+
+    With `overlap` every launch but those of 5 and more tokens begins while the one before it ends.
+    """
+    heads = linear.launch(residual, qkv.codes, (norm, eps), overlap=overlap)
     attended = attend_step.launch(
         heads, bias, place.cos, place.sin, place.keys[layer], place.values[layer], place.slots, place.starts, window,
-        place.tickets[layer],
+        place.tickets[layer], overlap,
     )  # fmt: skip
-    return linear.launch(attended, o.codes, None, (residual, scale))
+    return linear.launch(attended, o.codes, None, (residual, scale), overlap)
 
 
-def ffn(residual: Tensor, glu: Glu, eps: float, scale: float, tally: Tensor) -> Tensor:
+def ffn(residual: Tensor, glu: Glu, eps: float, scale: float, tally: Tensor, overlap: bool = False) -> Tensor:
     """residual + scale * ffn(rms_norm(residual)), for an FFN without guess."""
     launch = glu_dense.launch if glu.dense else glu_exact.launch
     kind = glu.activation
     return launch(
         residual, glu.gate.codes, glu.up.codes, glu.down.codes, kind.code, kind.threshold, kind.on_up, tally,
-        (glu.norm, eps), (residual, scale),
+        (glu.norm, eps), (residual, scale), overlap,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor
 from .configs import AT_ONCE, DOWN, PIECES, TILE_DOWN, by_rows, down_splits, pieces
 from .gpu import gpu_of
 from .layout import Matrices, Residual, matrices
+from .overlap import wait_for_previous
 from .rows import INT8_UNITS, decode, flipped, join_four, magic_of, planes_of, shrunk
 from .segments import Segments, load_counts, position
 from .sums import EVERY, LIST, SEGMENTED, add_partials, is_last
@@ -43,6 +44,7 @@ def down_kernel(
     TOKENS: tl.constexpr,
     SOURCE: tl.constexpr,
     SEGMENTS: tl.constexpr,
+    OVERLAP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     WIDTH: tl.constexpr,
     AT_ONCE: tl.constexpr,
@@ -57,6 +59,7 @@ def down_kernel(
     PLANES: tl.constexpr = planes_of(FORMAT)
     PIECES: tl.constexpr = WIDTH // (PLANES * V)  # units of these columns
     split, splits = tl.program_id(1), tl.num_programs(1)
+    wait_for_previous(OVERLAP)
     if SOURCE == SEGMENTED:
         counts, ends, count = load_counts(count_ptr, segments, SEGMENTS)
     elif SOURCE == LIST:
@@ -141,7 +144,7 @@ def _width(weights: Matrices, tokens: int) -> int:
 
 def down(
     x: Tensor, codes: Tensor, h: Segments | tuple[Tensor, Tensor, Tensor] | Tensor, tickets: Tensor,
-    residual: Residual | None = None, bias: Tensor | None = None,
+    residual: Residual | None = None, bias: Tensor | None = None, overlap: bool = False,
 ) -> Tensor:  # fmt: skip
     """Launch it.
 
@@ -152,6 +155,7 @@ def down(
         tickets: from `new_tickets`, zeroed by an earlier launch.
         residual: what to add to.
         bias: [hidden] fp32, added to every token's sum.
+        overlap: see `overlap`.
     """
     tokens, hidden = x.shape
     weights = matrices(hidden, codes)
@@ -194,8 +198,8 @@ def down(
     if small:
         block_n, warps, stages = DOWN[weights.format]
         down_kernel[(blocks, splits)](
-            *pointers, products.shape[1], segments, own, TOKENS=tokens, BLOCK_N=block_n, STAGES=stages, num_warps=warps,
-            **shared,
+            *pointers, products.shape[1], segments, own, OVERLAP=overlap, TOKENS=tokens, BLOCK_N=block_n,
+            STAGES=stages, num_warps=warps, launch_pdl=overlap, **shared,
         )  # fmt: skip
     else:
         block_n, warps, stages, _ = TILE_DOWN[weights.format]

@@ -20,6 +20,7 @@ from .activate import NAME, if_open, value_of_open
 from .configs import TILE, by_rows, persistent, pieces, row_tile
 from .gpu import gpu_of
 from .layout import Matrices, Norm
+from .overlap import ask_for_rows, wait_for_previous
 from .rows import dots, load_rows, load_tokens
 from .segments import Segments, write_segment
 from .sums import zero_tickets
@@ -62,6 +63,7 @@ def select_kernel(
     ON_UP: tl.constexpr,
     OWN: tl.constexpr,
     TICKETS: tl.constexpr,
+    OVERLAP: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
     HIDDEN: tl.constexpr,
@@ -73,6 +75,12 @@ def select_kernel(
 ):
     program = tl.program_id(0)
     first = program * own  # place of its segment
+    if not LISTED:
+        ask_for_rows(
+            gate_ptr, gate_distance, first, BLOCK_N, capacity, OVERLAP, STAGES, BLOCK_N, HIDDEN, FORMAT, UNITS, V, STEP,
+            SCALES,
+        )  # fmt: skip
+    wait_for_previous(OVERLAP)
     if LISTED:
         listed = tl.minimum(tl.load(listed_count_ptr), capacity)
         begin = program * listed // tl.num_programs(0)
@@ -134,7 +142,7 @@ def select_kernel(
 def select(
     x: Tensor, weights: Matrices, kind: int, threshold: float, on_up: bool = False, tally: Tensor | None = None,
     tickets: Tensor | None = None, norm: Norm | None = None, bias: Tensor | None = None,
-    listed: tuple[Tensor, Tensor] | None = None,
+    listed: tuple[Tensor, Tensor] | None = None, overlap: bool = False,
 ) -> Segments:  # fmt: skip
     """Launch it over a gate, over a gate and an up projection, or over the matrix of a guess.
 
@@ -147,6 +155,7 @@ def select(
         norm: in front of x.
         bias: [neurons] fp32, added to what the gate gives.
         listed: index and count of the neurons to look at; None for all.
+        overlap: see `overlap`.
     """
     tokens, neurons = x.shape[0], weights.rows
     capacity = neurons if listed is None else max(1, listed[0].numel())
@@ -190,6 +199,7 @@ def select(
     front, eps = norm or (x, 0.0)
     select_kernel[(programs,)](
         x, front, *pointers, opened, *written, eps, threshold, capacity, own, places, tickets_there,
-        NORM=norm is not None, TOKENS=tokens, OWN=triton.next_power_of_2(own), num_warps=warps, **shared,
+        NORM=norm is not None, TOKENS=tokens, OWN=triton.next_power_of_2(own), OVERLAP=overlap, num_warps=warps,
+        launch_pdl=overlap, **shared,
     )  # fmt: skip
     return Segments(index, opened if with_up else value, count, own)

@@ -58,18 +58,25 @@ class Launches:
         cache: of the sequences.
         tier: of the layers whose launches are asked for.
         sequences: how many.
+        overlap: let launches begin while those before them end, on a GPU that can; None is as `configs.OVERLAP` says.
 
     Attributes:
         slots, starts: [sequences] int32, place in the cache and length so far, which are read on the device.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, tier: Tier, sequences: int) -> None:
-        from prosparse.kernels.triton import argmax, decode_layers, embed, linear  # Triton need not be installed
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, tier: Tier, sequences: int, overlap: bool | None = False
+    ) -> None:
+        # Triton need not be installed
+        from prosparse.kernels.triton import argmax, configs, decode_layers, embed, gpu, linear
+        from prosparse.kernels.triton.overlap import can_overlap
 
         assert decoder.final_norm is not None, "a step without final norm is refused by `unfit`"
         self._launch, self._embed, self._linear = decode_layers, embed.launch, linear.launch
         self._argmax = argmax.launch
         self._decoder, self._cache = decoder, cache
+        wanted = configs.OVERLAP if overlap is None else overlap
+        self._overlap = wanted and can_overlap(gpu.gpu_of(tier.device))
         self.slots, self.starts = (torch.zeros(sequences, dtype=torch.int32, device=tier.device) for _ in range(2))
         (keys, values), rope = cache.of_tier(tier), decoder.rope_of(tier)
         self._place = decode_layers.Place(
@@ -95,19 +102,20 @@ class Launches:
         return self._launch.attention(
             residual, self._cache.number_in_tier(layer), self._place, attention.norm, attention.qkv,
             attention.qkv_bias, attention.o, config.norm_eps, config.residual_scale, config.sliding_window or 0,
+            self._overlap,
         )  # fmt: skip
 
     def ffn(self, residual: Tensor, layer: int, tally: Tensor) -> Tensor:
         """The residual behind the FFN of a layer, which is not shared; what it did is added to tally, [4] int64."""
         config, glu = self._decoder.config, self._glus[layer]
         if glu is not None and glu.guess is None:
-            return self._launch.ffn(residual, glu, config.norm_eps, config.residual_scale, tally)
+            return self._launch.ffn(residual, glu, config.norm_eps, config.residual_scale, tally, self._overlap)
         return self._decoder.blocks[layer][1].decode(residual, tally)
 
     def choose(self, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [sequences, vocab] float32 of the last residual, the ids with the largest, and these."""
         norm = self._final_norm, self._decoder.config.norm_eps
-        logits = self._linear(residual, self._decoder.lm_head.codes, norm)
+        logits = self._linear(residual, self._decoder.lm_head.codes, norm, overlap=self._overlap)
         return logits, *self._argmax(logits)
 
 
@@ -119,6 +127,7 @@ class DeviceStep:
         cache: of the sequences.
         tally: [layers, 4] int64, see `kernels.tally`; what each FFN did is added.
         sequences: how many.
+        overlap: see `Launches`.
 
     Attributes:
         ids: [sequences] int64, the tokens that a step takes, and when it is done those with the largest logits.
@@ -127,9 +136,11 @@ class DeviceStep:
         parts: what a step consists of.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, tally: Tensor, sequences: int) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, tally: Tensor, sequences: int, overlap: bool | None = None
+    ) -> None:
         self._layers, self._tally = len(decoder.blocks), tally
-        self._launches = Launches(decoder, cache, decoder.tiers.head, sequences)
+        self._launches = Launches(decoder, cache, decoder.tiers.head, sequences, overlap)
         self.ids = torch.zeros(sequences, dtype=torch.int64, device=decoder.device)
         self.peaks = torch.zeros(sequences, device=decoder.device)
         self.logits = torch.empty(0, device=decoder.device)

@@ -119,6 +119,10 @@ def test_the_table_is_short():
     other = {**ROW, "subject": "linear", "part": "qkv", "tokens_per_s": None, "joules_per_token": None, "note": None}
     text = table([ROW, other, {**other, "bytes": 0, "dense_ratio": None, "shape": None, "weights": None}])
     assert text.startswith(HEAD) and len(text.splitlines()) == 4 and max(map(len, text.splitlines())) < 140
+    overlap = {**ROW, "note": "one CUDA graph a token, launches overlap"}
+    assert "decode 1B graph overlap  " in table([overlap]) and "decode 1B op by op  " in table(
+        [{**ROW, "note": "op by op, without a graph"}]
+    )
     assert "decode 1B graph" in text and "900 tokens/s, 0.250 J" in text and "1000" in text
     assert table([]) == "no rows\n"
 

@@ -49,7 +49,7 @@ def test_kernels_compile_without_spills_and_with_wide_loads(tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr[-2000:]
-    assert "20 kernels, 0 with problems" in result.stdout
+    assert "27 kernels, 0 with problems" in result.stdout
 
 
 @needs_compiler
@@ -69,6 +69,17 @@ def test_kernels_compile_without_spills_and_with_wide_loads(tmp_path):
 def test_a_bad_kernel_is_told(change, said):
     wrong = problems(CASE, launch_of(CASE), replace(GOOD, **change), TARGETS[90])
     assert wrong == [] if said is None else any(said in problem for problem in wrong), wrong
+
+
+@needs_compiler
+@pytest.mark.parametrize(("waits", "said"), [(True, False), (False, True), (None, True)])
+def test_a_kernel_that_may_overlap_waits_before_it_touches_memory(waits, said):
+    case = Case("overlap", "7B", "bf16", 1)
+    assert not list(launches_of(case, TARGETS[89].gpu)), "older GPUs have no such launches"
+    launch = launch_of(case)
+    wrong = problems(case, launch, replace(GOOD, waits=waits), TARGETS[90])
+    assert any("before the launch before it is over" in problem for problem in wrong) == said
+    assert problems(CASE, launch_of(CASE), GOOD, TARGETS[90]) == []
 
 
 @needs_compiler

@@ -48,6 +48,8 @@ class HostClock:
 def setting(monkeypatch, caplog):
     monkeypatch.setattr(matrices, "BLOCK", 1_048_583)
     monkeypatch.setattr(tokens, "TOKENS", 1)
+    if INTERPRETED:
+        monkeypatch.setattr(tokens, "can_overlap", lambda gpu: True)
     monkeypatch.setattr(ops, "CONTEXTS", (32,))
     monkeypatch.setattr(variants, "ROWS", variants.ROWS[:1])
     monkeypatch.setattr(variants, "DOWNS", variants.DOWNS[:1])
@@ -72,6 +74,10 @@ def test_nothing_fails(setting, measure, fmt, caplog):
     assert setting.rows and all(tuple(row) == KEYS for row in setting.rows)
     assert {row["device"] for row in setting.rows} == {"cuda"} and {row["weights"] for row in setting.rows} >= {fmt}
     assert not [record for record in caplog.records if "Error" in record.message], caplog.text
+    if measure is tokens.tokens and INTERPRETED:
+        assert [(row["mode"], "overlap" in row["note"]) for row in setting.rows] == [
+            ("dense", False), ("dense", False), ("dense", True), ("exact", False), ("exact", False), ("exact", True)
+        ]  # fmt: skip
     if measure is ops.ops:
         found = {(row["subject"], row["mode"]) for row in setting.rows}
         assert {("ffn_23", "exact"), ("ffn_4", "exact"), ("ffn_4", "cublas"), ("glu_active", "exact")} <= found

@@ -31,7 +31,7 @@ def test_ops_in_the_interpreter(tests, sample):
     launchers = {  # tests without an op
         "attend": ("replay", "step", "engine_step"),
         "linear": ("gpu_parts",),
-        "plain": ("argmax", "ffn_23"),
+        "plain": ("argmax", "ffn_23", "overlap"),
     }
     files += [f"tests/triton/test_{name}.py" for op in launchers if op in tests.split() for name in launchers[op]]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "SAMPLE": str(sample)}

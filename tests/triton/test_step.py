@@ -5,20 +5,17 @@ Runs on a GPU, or in the interpreter's process (see `test_interpreted`).
 
 from __future__ import annotations
 
-import dataclasses
-import os
-
 import pytest
 import torch
 from cases import poison_allocator
 from layer_cases import EPS, SIZES, make
-from triton_backend import gpu_backends
+from triton_backend import DEVICE, gpu_backends, on_device, there
 
 from prosparse.kernels.attend import attend_reference
 from prosparse.kernels.decode_layers import DecodeLayers, decode_layers_reference
 from prosparse.kernels.rotary_store import rotary_store_reference
 from prosparse.kernels.tally import new_tally
-from prosparse.kernels.weight import Weight, in_format
+from prosparse.kernels.weight import in_format
 
 if not gpu_backends():
     pytest.skip("needs a GPU or Triton's interpreter", allow_module_level=True)
@@ -26,27 +23,11 @@ if not gpu_backends():
 from prosparse.kernels.triton import attend_step, embed  # noqa: E402
 from prosparse.kernels.triton import decode_layers as step  # noqa: E402
 
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 ROOM = 90  # positions of a cache
 
 
 def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-
-
-def on_device(*numbers):
-    return torch.tensor(numbers, dtype=torch.int32, device=DEVICE)
-
-
-def there(part):
-    """A weight, a tensor or a dataclass of those on the device of the tests."""
-    if isinstance(part, torch.Tensor):
-        return part.to(DEVICE)
-    if isinstance(part, Weight):
-        return Weight(part.codes.to(DEVICE), part.packed_columns)
-    if dataclasses.is_dataclass(part) and any(isinstance(v, torch.Tensor | Weight) for v in vars(part).values()):
-        return dataclasses.replace(part, **{name: there(value) for name, value in vars(part).items()})
-    return part
 
 
 # heads, kv_heads, head_dim: shared key heads, one key head for more queries than a program takes, odd channels

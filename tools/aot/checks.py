@@ -55,6 +55,8 @@ def problems(case: Case, launch: Launch, found: Resources, target: Target) -> li
         wrong.append(f"{found.spills} instructions spill registers, {found.repeated_spills} of them in loops")
     if found.ordered is False:
         wrong.append("a ticket is taken before the stores it stands for")
+    if launch.values.get("OVERLAP") and not found.waits:
+        wrong.append("memory is touched before the launch before it is over")
     if programs_per_sm(launch, found, target) == 0:
         wrong.append(f"{found.shared} bytes of shared memory do not fit")
     if launch.name in READERS:

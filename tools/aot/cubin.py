@@ -30,6 +30,7 @@ class Resources:
         loads: the same, to registers.
         repeated: instructions of the first loop that copies asynchronously; 0 without one.
         ordered: whether a barrier stands between the last store and each ticket; None without tickets.
+        waits: whether it waits for the launch before it before it touches memory; None if it does not wait.
     """
 
     registers: int
@@ -41,6 +42,7 @@ class Resources:
     loads: dict[int, int]
     repeated: int
     ordered: bool | None
+    waits: bool | None = None
 
 
 def compile_launch(launch: Launch, capability: int) -> Resources:
@@ -65,6 +67,7 @@ def compile_launch(launch: Launch, capability: int) -> Resources:
         loads=_widths(operations, "LDG."),
         repeated=_length(code, loops),
         ordered=_tickets_are_ordered(kernel.asm["ptx"]),
+        waits=_waits_first(operations),
     )
 
 
@@ -106,3 +109,11 @@ def _tickets_are_ordered(ptx: str) -> bool | None:
     if not tickets:
         return None
     return all(ptx.rfind("bar.sync", 0, at) > ptx.rfind("st.global", 0, at) for at in tickets)
+
+
+def _waits_first(operations: list[str]) -> bool | None:
+    """Asking the L2 cache for a line is no such access: it is CCTL."""
+    if "ACQBULK" not in operations:
+        return None
+    before = operations[: operations.index("ACQBULK")]
+    return not any(re.match(r"(LDG|LDGSTS|STG|ATOMG?|REDG?)(\.|$)", name) for name in before)

@@ -33,6 +33,8 @@ from prosparse.kernels.triton import (
     sign_select,
 )
 from prosparse.kernels.triton.gpu import Gpu
+from prosparse.kernels.triton.layout import Norm
+from prosparse.kernels.triton.overlap import can_overlap
 from prosparse.kernels.weight import FORMATS
 
 from .launches import Launch, launches
@@ -99,8 +101,8 @@ class Case:
     """One op, or all that a layer needs.
 
     Args:
-        op: exact, select, active, dense, predicted, guess, rank, signs, plain, axpy, linear,
-            argmax, published, attention, step (what a decode step has beside linear and FFN).
+        op: exact, select, active, dense, predicted, guess, rank, signs, plain, axpy, linear, argmax, published,
+            attention, step (what a decode step has beside linear and FFN), overlap (its launches where they overlap).
         model: a key of `MODELS`.
         fmt: format of the weights.
         tokens: of the step.
@@ -121,6 +123,7 @@ QUICK = [
     Case("linear", "7B", "int4", 1),
     Case("attention", "7B", "bf16", 1),
     Case("step", "7B", "bf16", 1),
+    Case("overlap", "7B", "bf16", 1),
 ]
 FULL = [
     *(Case("exact", model, "bf16", 1) for model in MODELS),
@@ -143,6 +146,8 @@ FULL = [
     Case("axpy", "7B", "bf16", 1),
     Case("argmax", "7B", "fp32", 1),
     Case("published", "7B", "bf16", 1),
+    Case("overlap", "1B", "bf16", 1),
+    *(Case("overlap", "7B", fmt, 1) for fmt in ("bf16", "int4")),
 ]
 
 
@@ -188,6 +193,9 @@ def launches_of(case: Case, gpu: Gpu) -> Iterator[Launch]:
         yield from launches(gpu, argmax.launch, _empty(tokens, VOCAB))
     elif case.op == "linear":
         yield from launches(gpu, linear.launch, x, gate, norm)
+    elif case.op == "overlap":
+        if can_overlap(gpu):
+            yield from _overlapping(case, gpu, x, (gate, up, down), tally, norm)
     else:
         cache = _empty(tokens, model.kv_heads, CONTEXT, model.head_dim, dtype=torch.bfloat16)
         qkv = _empty(tokens, (model.heads + 2 * model.kv_heads) * model.head_dim)
@@ -202,6 +210,24 @@ def launches_of(case: Case, gpu: Gpu) -> Iterator[Launch]:
         yield from launches(gpu, rms_norm.launch, x, _empty(model.hidden), 1e-5)
         yield from launches(gpu, rotary_store.launch, qkv, angles, angles, *own)
         yield from launches(gpu, attend.launch, _empty(tokens, model.heads, model.head_dim), *own, 0)
+
+
+def _overlapping(
+    case: Case, gpu: Gpu, x: Tensor, weights: tuple[Tensor, Tensor, Tensor], tally: Tensor, norm: Norm
+) -> Iterator[Launch]:
+    """The launches of a layer, each of which may begin while the one before it ends."""
+    model, tokens = MODELS[case.model], case.tokens
+    how = Activation("fatrelu", 0.01).code, 0.01, False, tally, norm, (x, 0.2), True
+    cache = _empty(tokens, model.kv_heads, CONTEXT, model.head_dim, dtype=torch.bfloat16)
+    angles, places = _empty(CONTEXT, model.head_dim // 2), _empty(tokens, dtype=torch.int32)
+    qkv = _empty(tokens, (model.heads + 2 * model.kv_heads) * model.head_dim)
+    yield from launches(gpu, linear.launch, x, weights[0], norm, None, True)
+    yield from launches(gpu, linear.launch, x, weights[0], None, (_empty(tokens, model.neurons), 0.2), True)
+    yield from launches(
+        gpu, attend_step.launch, qkv, None, angles, angles, cache, cache, places, places, 0, places, True
+    )
+    yield from launches(gpu, glu_exact.launch, x, *weights, *how)
+    yield from launches(gpu, glu_dense.launch, x, *weights, *how)
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
