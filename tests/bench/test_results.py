@@ -38,3 +38,21 @@ def test_a_model_named_int4_is_int4(name):
             rows, columns = reversed(size) if is_down(names_of(config), tensor) else size
             int4 += rows * bytes_per_row("int4", columns)
     assert int4 / (int4 + rest) >= 0.95
+
+
+def test_the_page_of_hybrid_decoding_tells_its_rows():
+    page = (RESULTS.parents[1] / "docs" / "hybrid.md").read_text()
+    told = [
+        line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith(("| exact | ", "| predicted | "))
+    ]
+    shapes = [("prosparse-llama-2-7b", "bf16"), ("prosparse-llama-2-13b", "bf16"), ("relullama-70b", "int4")]
+    rows = [row for row in ROWS if row["subject"] == "hybrid" and (row["shape"], row["weights"]) in shapes]
+    expected: dict[tuple[str, ...], list[str]] = {}
+    for row in sorted(rows, key=lambda row: row["part"] != "synthetic curves"):
+        split = row["simulated"]["layer_split_tokens_per_s"]
+        numbers = [f"{row['tokens_per_s']:.1f}", f"{split:.1f}", f"{row['dense_ratio']:.2f}"]
+        key = row["shape"], row["mode"], row["device"].removeprefix("simulated ")
+        expected[key] = expected.get(key, []) + numbers
+    each = len(told) // len(shapes)
+    found = {(shapes[i // each][0], *line[:2]): line[2:] for i, line in enumerate(told)}
+    assert found == expected
