@@ -28,13 +28,20 @@ from .report import table
 
 ROOT = Path(__file__).parents[2]
 TOTAL_S = 520  # of one command: under 9 minutes with what lies between parts
+CUDA_TOOLS = "/usr/local/cuda/bin"  # where they lie if they are not in the PATH
 LEAST_S = 40  # a part is not begun with less left: most of it would be done twice
 FINAL = ("done", "failed", "stopped", "left out")  # a part that was cut, for want of time, is not
 ME = ("-m", "prosparse.bench.gpu.check")
 ONE_THREAD = (("OMP_NUM_THREADS", "1"),)  # of each of several processes
 WARM = ("tokens-1b", "tokens-7b", "ops-1b", "ops-7b", "variants-7b")
 OWN_TESTS = ("choice", "replay", "step", "engine_step", "argmax", "ffn_23", "gpu_parts", "overlap")
-GPU_TESTS = ("tests/gpu", *(f"tests/triton/test_{name}.py" for name in OWN_TESTS))
+# These look at all of the GPU's memory, so nothing may run beside them.
+ALONE = ("tests/gpu/test_machine.py", "tests/gpu/test_budget.py")
+GPU_TESTS = (
+    "tests/gpu",
+    *(f"--ignore={path}" for path in ALONE),
+    *(f"tests/triton/test_{name}.py" for name in OWN_TESTS),
+)
 # Most of a test is compiling, which several processes do at once.
 WORKERS = ("-n", str(min(12, os.cpu_count() or 1))) if find_spec("xdist") else ()
 # Every result in a line of its own as it comes: a part may be stopped before its end says which failed.
@@ -85,8 +92,9 @@ JOBS = (
     measuring("ffn-7b", 60, "FFNs from 0 to 98 % zeros at 7B"),
     measuring("transformers-eager-1b", 60, "transformers, eager, 1B bf16"),
     measuring("transformers-compile-1b", 240, "transformers, torch.compile with static cache, 1B bf16"),
+    Job("memory-tests", 120, "tests of what the machine has and of budgets", ((*PYTEST, *ALONE),)),
     Job(
-        "op-tests", 150, "a sample of the op tests with the Triton kernels",
+        "op-tests", 240, "a sample of the op tests with the Triton kernels",
         ((*PYTEST, *WORKERS, "-p", "triton_sample", "tests/ops"),), (), ONE_THREAD,
     ),
     *(
@@ -105,7 +113,9 @@ JOBS = (
 
 def run(job: Job, limit_s: float, folder: Path) -> dict[str, Any]:
     """Run a part; what it said, and its rows, also where it was stopped. Both are in the folder as they come."""
-    if job.tool and shutil.which(job.tool[0]) is None:
+    search = os.pathsep.join([os.environ.get("PATH", ""), CUDA_TOOLS])
+    tool = shutil.which(job.tool[0], path=search) if job.tool else None
+    if job.tool and tool is None:
         return {"status": "left out", "seconds": 0.0, "tail": f"{job.tool[0]} is not installed", "rows": []}
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "ops")])
     own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PROSPARSE_TEST_GPU": "1"}
@@ -113,13 +123,14 @@ def run(job: Job, limit_s: float, folder: Path) -> dict[str, Any]:
     environment.pop("TRITON_INTERPRET", None)
     began, rows, log = time.monotonic(), folder.resolve() / "running.jsonl", folder / "log.txt"
     rows.unlink(missing_ok=True)
+    in_front = [tool, *job.tool[1:]] if tool else []
     with log.open("ab") as file:
         file.write(f"=== {job.name}\n".encode())
         file.flush()
         start = file.tell()
         started = [
             subprocess.Popen(
-                [*job.tool, sys.executable, *(str(rows) if part == "{rows}" else part for part in command)],
+                [*in_front, sys.executable, *(str(rows) if part == "{rows}" else part for part in command)],
                 cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             )
             for command in job.commands

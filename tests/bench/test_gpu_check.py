@@ -94,6 +94,16 @@ def test_what_is_said_and_found_is_in_the_folder_as_it_comes(tmp_path):
     assert check.run(job, 30, tmp_path)["rows"] == [[]] and (tmp_path / "running.jsonl").exists()
 
 
+def test_a_tool_is_found_where_cuda_puts_it(tmp_path, monkeypatch):
+    (tmp_path / "watch").write_text('#!/bin/sh\nshift\necho watched\nexec "$@"\n')
+    (tmp_path / "watch").chmod(0o755)
+    job = Job("watched", 30, "runs under a tool", (python("print('and run')"),), ("watch", "--closely"))
+    assert check.run(job, 30, tmp_path)["status"] == "left out"
+    monkeypatch.setattr(check, "CUDA_TOOLS", str(tmp_path))
+    found = check.run(job, 30, tmp_path)
+    assert (found["status"], found["tail"]) == ("done", "watched\nand run")
+
+
 def test_what_is_done_is_not_done_again_and_the_time_ends(tmp_path, capsys, monkeypatch):
     jobs = [Job(name, 30, name, (python("raise SystemExit('run again')"),)) for name in ("one", "two", "three")]
     state = {"one": {"status": "done", "rows": [ROW], "seconds": 1.0, "tail": ""}}

@@ -106,6 +106,11 @@ def test_transformers_beside(setting, compiled, monkeypatch, caplog):
     assert subjects.each(tokens.beside(compiled, setting, "minicpm-s-1b", CONFIG, "bf16")), caplog.text
     (row,) = setting.rows
     assert row["mode"] == ("transformers-compile" if compiled else "transformers-eager") and row["bytes"] > 0
+    assert row["note"].endswith("static cache")
+    if compiled:
+        monkeypatch.setitem(tokens.counters["inductor"], "cudagraph_skips", 1)
+        assert subjects.each(tokens.beside(compiled, setting, "minicpm-s-1b", CONFIG, "bf16")), caplog.text
+        assert setting.rows[-1]["note"].endswith("but without its CUDA graph")
 
 
 def test_what_fails_is_said_and_the_others_go_on(setting, caplog):
