@@ -95,9 +95,9 @@ def test_what_is_said_and_found_is_in_the_folder_as_it_comes(tmp_path):
 
 
 def test_a_tool_is_found_where_cuda_puts_it(tmp_path, monkeypatch):
-    (tmp_path / "watch").write_text('#!/bin/sh\nshift\necho watched\nexec "$@"\n')
-    (tmp_path / "watch").chmod(0o755)
-    job = Job("watched", 30, "runs under a tool", (python("print('and run')"),), ("watch", "--closely"))
+    (tmp_path / "no-such-watcher").write_text('#!/bin/sh\nshift\necho watched\nexec "$@"\n')
+    (tmp_path / "no-such-watcher").chmod(0o755)
+    job = Job("watched", 30, "runs under a tool", (python("print('and run')"),), ("no-such-watcher", "--closely"))
     assert check.run(job, 30, tmp_path)["status"] == "left out"
     monkeypatch.setattr(check, "CUDA_TOOLS", str(tmp_path))
     found = check.run(job, 30, tmp_path)
