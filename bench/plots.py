@@ -32,6 +32,7 @@ NAME = {
     "transformers-eager": "transformers, eager",
     "transformers-compile": "transformers, torch.compile",
     "llama-cpp": "llama.cpp",
+    "llama-cpp-fp16": "llama.cpp",
 }
 Draw = Callable[[Any, list[Row]], None]  # axes, the rows that the figure shows
 

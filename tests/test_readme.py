@@ -20,6 +20,22 @@ def test_the_table_is_that_of_the_rows():
     assert f"({min(speeds):.0f} to {max(speeds):.0f} GB/s)" in README
 
 
+def test_the_block_of_other_engines_is_there_where_rows_are(tmp_path):
+    tool = runpy.run_path(str(ROOT / "tools" / "readme_table.py"))
+    assert tool["filled"](README, tool["read"](tool["ENGINES"])) == README, "run python tools/readme_table.py"
+    begin, end = tool["BEGIN"], tool["END"]
+    assert begin + end in tool["filled"](README, tool["read"](tmp_path / "absent.jsonl"))
+    common = {"run": "a", "alone": {"median_us": 5e4}, "fraction_of_floor": 0.6, "dense_ratio_95": [0.8, 0.9]}
+    rows = [
+        {**common, "mode": "dense", "weights": "int8", "tokens_per_s": 18.5, "dense_ratio_95": [1.0, 1.0]},
+        {**common, "mode": "llama-cpp", "weights": "Q8_0", "tokens_per_s": 15.2, "dense_ratio": 0.84},
+    ]
+    again = [{**row, "run": "b", "tokens_per_s": 1.0} for row in rows]
+    block = tool["filled"](README, [*rows, *again]).split(begin)[1].split(end)[0]
+    assert "| prosparse, dense | int8 | 18.5 | 20.0 | 1 | 60% |\n" in block
+    assert block.endswith("| llama.cpp | Q8_0 | 15.2 | 20.0 | 0.84 (0.80-0.90) | 60% |\n\n")
+
+
 def test_links_lead_somewhere():
     targets = re.findall(r"\]\(([^)#]+)", README)
     assert targets and not [target for target in targets if not (ROOT / target).exists()]

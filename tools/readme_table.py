@@ -1,5 +1,7 @@
 """The README's tables of measured numbers, from the rows in bench/results: python tools/readme_table.py
 
+It prints those of our own modes, and writes the block of other engines into README.md, which is empty as long as
+bench/results has no rows of a run with them (bench/results/cpu-2core-zen4-engines.jsonl, `docs/benchmarks.md`).
 Speeds are medians; "times dense" and "of the floor" compare fast deciles of one interleaved run (see bench/clock.py).
 """
 
@@ -10,7 +12,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROWS = Path(__file__).parent.parent / "bench" / "results" / "cpu-2core-zen4.jsonl"
+from engine_rows import FILE, engines_table
+
+ROOT = Path(__file__).parent.parent
+ROWS = ROOT / "bench" / "results" / "cpu-2core-zen4.jsonl"
+ENGINES = ROWS.with_name(FILE)
+BEGIN, END = "<!-- other engines: python tools/readme_table.py -->\n", "<!-- end of other engines -->\n"
+INTRODUCTION = """
+Beside other engines, with the same sizes and tokens, in turns of eight tokens of one run (`--only engines`; llama.cpp
+computes another function over the same bytes, [docs/reproduce.md](docs/reproduce.md)):
+
+"""
 ONE, SEVEN = "MiniCPM-S-1B's shape", "ProSparse-LLaMA-2-7B's shape"
 SHOWN = [  # subject, shape, format, asked activation sparsity, the rows' name for a person
     ("decode", "minicpm-s-1b", "bf16", 0.88, f"a token, {ONE}"),
@@ -72,7 +84,21 @@ def _speed(row: dict[str, Any]) -> str:
     return f"{row['tokens_per_s']:.1f} tokens/s" if row["tokens_per_s"] else f"{row['median_us'] / 1e3:.2f} ms"
 
 
+def filled(readme: str, rows: list[dict[str, Any]]) -> str:
+    """The README with the block of other engines made anew."""
+    before, found, rest = readme.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    assert found and ended, f"README.md must have the lines {BEGIN!r} and {END!r}"
+    made = engines_table(rows)
+    return before + BEGIN + (f"{INTRODUCTION}{made}\n\n" if made else "") + END + after
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Its rows; none where there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 if __name__ == "__main__":
-    with ROWS.open() as file:
-        found = [json.loads(line) for line in file]
+    found, readme = read(ROWS), ROOT / "README.md"
+    readme.write_text(filled(readme.read_text(encoding="utf-8"), read(ENGINES)), encoding="utf-8")
     sys.stdout.write(f"{table(found)}\n\n{predicted_table(found)}\n")

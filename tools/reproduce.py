@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from engine_rows import cases_table
+
 ROOT = Path(__file__).parent.parent
 DOCUMENT, RESULTS, PACKAGED = ROOT / "docs" / "reproduce.md", ROOT / "bench" / "results", "relu-llama-14m"
 Rows = list[dict[str, Any]]
@@ -173,7 +175,12 @@ def _nearest(rows: Rows, nearest: tuple[str, float, tuple[str, ...]] | None) -> 
     found = []
     for weights in formats:
         own = [
-            row for row in rows if row["subject"] == "decode" and row["batch"] == 1 and _is(row, shape, weights, zeros)
+            row
+            for row in rows
+            if row["subject"] == "decode"
+            and row["batch"] == 1
+            and not row.get("alone")
+            and _is(row, shape, weights, zeros)
         ]
         if pair := _pair(own):
             dense, exact = pair
@@ -202,7 +209,13 @@ def _range(row: dict[str, Any]) -> str:
     return f"{low:.2f}-{high:.2f}"
 
 
-TABLES = {"sparsity": sparsity_table, "steps": steps_table, "ffn": ffn_table, "speeds": speeds_table}
+TABLES = {
+    "sparsity": sparsity_table,
+    "steps": steps_table,
+    "ffn": ffn_table,
+    "speeds": speeds_table,
+    "engines": cases_table,
+}
 
 
 def filled(document: str, rows: Rows) -> str:
