@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+import textwrap
 from pathlib import Path
 
 from rich.console import Console
@@ -17,11 +18,12 @@ from .run import run_cases
 from .table import render
 
 DESCRIPTION = """\
-Run the benchmark cases. Every case checks its ops before it times them; what is compared takes turns, call by call,
-beside a probe of the memory's bandwidth. Rows go to stdout or a file, a table to stderr.
+Run the benchmark cases: all of them, which takes an hour or more, or those that are named. Every case checks its ops
+before it times them; what is compared takes turns, beside a probe of the memory's bandwidth. Rows go to stdout or a
+file, a table to stderr. `prosparse bench` times a model of yours, or one shape with other options.
 """
 EPILOG = """\
-cases, by subject:
+cases, by subject (docs/benchmarks.md says what each compares):
 {cases}
 
 examples:
@@ -33,8 +35,16 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
+    wide = max(map(len, subjects())) + 2
     cases = "\n".join(
-        f"  {subject:9}{' '.join(name for name in CASES if name.split('-')[0] == subject)}" for subject in subjects()
+        textwrap.fill(
+            f"{subject:{wide}}" + " ".join(name for name in CASES if name.split("-")[0] == subject),
+            width=110,
+            initial_indent="  ",
+            subsequent_indent=" " * (wide + 2),
+            break_on_hyphens=False,
+        )
+        for subject in subjects()
     )
     made = argparse.ArgumentParser(
         prog="python -m prosparse.bench",
@@ -43,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}, and shorter")
-    made.add_argument("--only", action="append", metavar="NAME", help="a case or a subject; may be repeated")
+    made.add_argument(
+        "--only", action="append", metavar="NAME", help="a case or a subject; may be repeated (default: all)"
+    )
     made.add_argument("-o", "--output", type=Path, metavar="FILE", help="append rows to FILE, one JSON object a line")
     return made
 

@@ -17,7 +17,7 @@ HELP = "time decode, dense against exact, other engines, prompts and single ops"
 DESCRIPTION = (
     "Time decode in several modes over the same weights, in turns, beside the memory bandwidth of this machine. Every "
     "mode must give the same result first. Without a model or a shape it times the embedded model; with --shape it "
-    "times synthetic weights of a real model's shape."
+    "times synthetic weights of a real model's shape. `python -m prosparse.bench` runs the cases of the published rows."
 )
 SUBJECTS = ("decode", "prefill", "ffn", "adaptive", "ops", "quality")
 SPARSITY = 0.88  # MiniCPM-S-1B's
@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--against",
         metavar="LIST",
-        help="other engines in the same run: transformers-eager, transformers-compile, llama-cpp",
+        help="other engines in the same run, in turns of eight tokens: transformers-eager, transformers-compile, "
+        "llama-cpp and llama-cpp-fp16 (where llama-cpp-python is installed)",
     )
     what.add_argument("--fatrelu-threshold", type=float, metavar="T", help="run the gate with FATReLU at T; 0 is ReLU")
     long = parser.add_argument_group("how long")

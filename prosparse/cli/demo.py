@@ -31,7 +31,7 @@ SPEED_SHAPE, SPEED_SPARSITY = "minicpm-s-1b", 0.88
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="tokens per prompt (default: 48)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per usable core)")
     parser.add_argument("--no-speed", action="store_true", help="leave out the speed part")
     parser.add_argument("--json", action="store_true", help="print one JSON document to stdout")
 
