@@ -79,6 +79,8 @@ def summary(stats: dict[str, Any]) -> str:
         cold = stats["cold"]
         skipped = f"which had nothing to do {cold['skipped']} of {cold['parts']} times"
         parts.append(f"{cold['share']:.1%} of the active neurons of shared layers on the CPU, {skipped}")
+        if cold["moved"]:
+            parts.append(f"{cold['moved']['pairs']} pairs of neurons changed places")
     return "; ".join(parts) + f" ({stats['kernels']})"
 
 

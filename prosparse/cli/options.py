@@ -20,7 +20,7 @@ LOADING = (
     "audit",
     "deterministic",
 )
-PLACING = ("budget", "profile", "machine")
+PLACING = ("budget", "profile", "machine", "adapt")
 SAMPLING = (
     "max_new_tokens",
     "temperature",
@@ -77,6 +77,9 @@ def add_placing(parser: argparse.ArgumentParser) -> None:
         "--machine",
         metavar="M",
         help="plan for a preset (8gb-pcie4, ..) or a description file (default: this one, measured)",
+    )
+    group.add_argument(
+        "--adapt", metavar="SIZE", help="neurons may change places after each prompt, so many bytes, for example 256MiB"
     )
 
 

@@ -19,6 +19,7 @@ from ..config import ModelConfig, SamplingParams
 from ..errors import UserError
 from ..model.decoder import Decoder
 from ..plan import Plan
+from .adapting import Adapting
 from .choice import TimesOf
 from .embeds import check_embeds
 from .graph import StepPool
@@ -55,9 +56,10 @@ class Engine:
         pool: StepPool | None = None,
         times: TimesOf | None = None,
         limit: Grant | None = None,
+        adapting: Adapting | None = None,
     ) -> None:
         self.prefill_chunk = MAX_ROWS if deterministic else PREFILL_CHUNK
-        self.audit, self._pool, self._limit = audit, pool, limit
+        self.audit, self._pool, self._limit, self._adapting = audit, pool, limit, adapting
         self.decoder, self.tokenizer, self._choice = decoder, tokenizer, KernelChoice(decoder, plan, times)
         self.model_sampling, self.kv_dtype = model_sampling, kv_dtype
         self.stats: dict[str, Any] = {}
@@ -265,8 +267,9 @@ class Engine:
         self._choice.settle()
         slots = prompts if self.plan.placement is None else 1  # a budget has room for the cache of one
         return Session(
-            self.decoder, self.kv_dtype, slots, self.context, self.audit, self.prefill_chunk, self._pool, self._choice
-        )
+            self.decoder, self.kv_dtype, slots, self.context, self.audit, self.prefill_chunk, self._pool, self._choice,
+            self._adapting,
+        )  # fmt: skip
 
     def _told(self, where: str) -> AbstractContextManager[None]:
         held = Held(self.config, self.weights, self.context, None if self._limit is None else self._limit.budget)

@@ -11,7 +11,7 @@ import torch
 from .. import machine as this
 from ..config import ModelConfig
 from ..errors import UserError
-from ..hardware import Machine
+from ..hardware import Machine, parse_size
 from ..model.attention import Attention
 from ..model.decoder import FFN, Decoder, Ends
 from ..model.step import why_no_step
@@ -27,6 +27,7 @@ from ..weights.names import check_names
 from ..weights.neuron_profile import Profile, content_key
 from ..weights.predictor import LayerPredictor, Predictor
 from ..weights.tables import names_of
+from .adapting import Adapting
 from .audit import check_every
 from .budget import known_profile, plan_for
 from .divided import Sharing, agreed, check_room, divide, fast_device, tiers_of
@@ -64,6 +65,7 @@ def load(
     budget: int | str | None = None,
     profile: Profile | str | Path | None = None,
     machine: Machine | str | Path | None = None,
+    adapt: int | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Engine:
     """Load a model and make it ready to run.
@@ -91,6 +93,8 @@ def load(
         profile: a Profile or its file, for a budget or a placed plan; None is the cached one, else one of the packaged
             text.
         machine: to plan for, with a budget: a Machine, its file or a preset's name.
+        adapt: bytes of neurons that may change places between GPU and CPU after each prompt, as a number or as in
+            "256MiB", so that those which its text needs are on the GPU; None leaves them where the plan puts them.
         deterministic: read prompts in steps of 16 tokens by the kernels of decode steps, slower, so that all bits are
             the same for any number of threads. Decode steps are that always, and runs repeat to the bit either way.
             Nothing is timed then: every layer runs as planned.
@@ -135,8 +139,8 @@ def load(
             )  # fmt: skip
 
         chosen, profile = plan_for(budget, machine, checkpoint, config, mode, asked, tokens, predictor, profile, whole)
-    tokenizer, model_sampling = source.tokenizer(), source.sampling()
-    limit = None
+    tokenizer, model_sampling, known, limit = source.tokenizer(), source.sampling(), None, None
+    movable = None if adapt is None else parse_size(adapt, "adapt")
     if chosen.placement is not None:
         if deterministic:
             raise UserError("load: deterministic is for a model on one device; leave it or the budget and plan out")
@@ -145,8 +149,9 @@ def load(
         division = divide(chosen, config, known, fast_device(device))
         limit = grant(chosen.placement.budget, division.fast)
         check_room(chosen, config, tokens, predictor, division.fast, limit)
-    elif profile is not None:
-        raise UserError("load: a profile is for a budget or a placed plan, and there is neither; pass --budget too")
+    elif profile is not None or movable is not None:
+        what = "a profile" if profile is not None else "adapt"
+        raise UserError(f"load: {what} is for a budget or a placed plan, and there is neither; pass --budget too")
     else:
         asked = choose_formats(checkpoint, names_of(config), asked)
     where = this.resolve_device(device)
@@ -165,7 +170,10 @@ def load(
     pool = None if why_no_step(decoder) else StepPool(decoder, kv_dtype)
     times = None if deterministic else times_of(decoder, chosen)
     every = check_every(audit, chosen.mode)
-    return Engine(decoder, tokenizer, chosen, model_sampling, kv_dtype, every, deterministic, pool, times, limit)
+    adapting = None if movable is None or known is None else Adapting.of(decoder, known, movable)
+    return Engine(
+        decoder, tokenizer, chosen, model_sampling, kv_dtype, every, deterministic, pool, times, limit, adapting
+    )
 
 
 def assemble(

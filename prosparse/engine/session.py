@@ -15,6 +15,7 @@ from prosparse.kernels.checks import MAX_ROWS
 
 from ..model.cache import KVCache
 from ..model.decoder import Decoder
+from .adapting import Adapting
 from .audit import Audit
 from .graph import StepPool
 from .kernels import Follower, KernelChoice
@@ -37,6 +38,10 @@ class Session:
         chunk: tokens of a prompt at a time.
         pool: lends the cache, and steps that run ahead of the host; then `close` gives them back.
         choice: which kernels compute exact layers; None leaves that to the decoder's blocks.
+        adapting: moves neurons after each prompt; then `close` ends its part in that.
+
+    Attributes:
+        moved: pairs of neurons, and bytes; None where nothing is to be moved.
     """
 
     def __init__(
@@ -49,8 +54,10 @@ class Session:
         chunk: int = PREFILL_CHUNK,
         pool: StepPool | None = None,
         choice: KernelChoice | None = None,
+        adapting: Adapting | None = None,
     ) -> None:
         self.decoder, self.chunk, self._pool = decoder, chunk, pool
+        self.adapting, self.moved = adapting, None if adapting is None else (0, 0)
         slots = min(slots, MAX_ROWS)
         self.slots = slots
         self.steps_ahead = None if pool is None or audit else pool.lend(slots, context)
@@ -64,6 +71,8 @@ class Session:
         self.steps = self.decode_tokens = self.positions_read = 0
         frozen = self.steps_ahead is not None
         self._follower = None if choice is None else Follower(choice, lambda: self.done, frozen)
+        if adapting is not None:
+            adapting.enter()
 
     @property
     def done(self) -> list[list[int]]:
@@ -100,6 +109,9 @@ class Session:
         """Give back what the pool lent; nothing but what was counted is of use then."""
         if self._follower is not None:
             self._follower.close()
+        if self.adapting is not None:
+            self.adapting.leave()
+            self.adapting = None
         if self._pool is not None and self.steps_ahead is not None:
             self.tally = copied(self.steps_ahead.tally)
             self._pool.take_back(self.steps_ahead)
@@ -145,6 +157,8 @@ class Session:
             done += len(hidden)
             if progress is not None:
                 progress(done, request.length)
+        if self.adapting is not None:
+            self.moved = self.adapting.move(self.moved)
         return request.advance(self.decoder.logits(last)[0])
 
     @torch.inference_mode()

@@ -14,7 +14,8 @@ bytes_per_token       weights and cache that the run's decode steps had to read,
 cold                  of a model on two devices, over the run's decode steps: {"layers": how many both "shared" and how
                       many were "slow", on the slow device alone; "share" of the active neurons of the shared ones that
                       were computed there; "parts", times that a step came to a shared layer, and how many of these
-                      were "skipped" there, nothing cold being active}; None on one device
+                      were "skipped" there, nothing cold being active; "moved", {"pairs", "bytes"} of neurons that
+                      changed places after the run's prompts, None unless asked for}; None on one device
 ffn_kernels           per layer, what computed its decode steps: its mode, or where an exact layer has so few zeros that
                       the dense kernel is faster, "dense", or "exact and dense" in a run that changed over; None without
                       decode steps: see `prosparse.engine.choice`
@@ -76,7 +77,8 @@ def cold_stats(session: Session, decoder: Decoder) -> dict[str, Any] | None:
     if decoder.tiers.is_one or not session.steps:
         return None
     shared = [done for done, own in zip(session.done, decoder.tiers.beside, strict=True) if own]
-    return cold_of(shared, sum(tier.name == SLOW for tier in decoder.tiers.layers), session.steps)
+    moved = None if session.moved is None else dict(zip(("pairs", "bytes"), session.moved, strict=True))
+    return cold_of(shared, sum(tier.name == SLOW for tier in decoder.tiers.layers), session.steps) | {"moved": moved}
 
 
 def cold_of(shared: Sequence[Sequence[int]], slow: int, steps: int) -> dict[str, Any]:

@@ -75,6 +75,9 @@ class HybridFFN:
         link: between the devices; all layers share it.
         buffer: through which cold weights pass in a prefill; all layers share it.
         selector: of mode predicted, over neurons in this order.
+
+    Attributes:
+        seen: how often each neuron was active in prompts, [neurons] int64, where that is asked for: see `exchange`.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class HybridFFN:
         self.order, self.rank = order, order.argsort()
         self.link, self.buffer, self.selector = link, buffer, selector
         self.neurons = hot[0].shape[0] + cold[0].shape[0]
+        self.seen: Tensor | None = None
 
     def prefill(self, residual: Tensor, view: View | None = None) -> Tensor:
         """Many tokens, dense: [tokens, hidden] float32 to the same; see `GatedFFN.prefill`.
@@ -115,6 +119,8 @@ class HybridFFN:
                 value = gate_value(g.float(), act.code, act.threshold)[:, rank]
                 h = weigh(value, up_value(u.float(), act.on_up)[:, rank])
                 h = view(residual, rms_norm(residual, self.norm, self.norm_eps), value, h)[:, order]
+            if self.seen is not None:
+                self.seen += (h != 0).sum(0)
             y = self._summed(h)
         return add_scaled(residual, y, self.scale)
 
