@@ -18,8 +18,8 @@ from ..sparsity import HybridFFN, Selector
 from ..sparsity.double_buffer import DoubleBuffer
 from ..sparsity.link import Link
 from ..weights.divide import Cut, Division
+from ..weights.memory import Place
 from ..weights.model_weights import ColdWeights
-from ..weights.reader import Place
 from ..weights.tables import names_of
 from .accelerated import Accelerated, install, uninstall
 from .find import Site, down_parameter

@@ -31,7 +31,7 @@ from .load import has_own_lm_head
 from .names import check_names, expected_shapes, format_of, is_down, is_matrix, packed_shape
 from .output import check_free, write_weights
 from .pickled import PickledCheckpoint
-from .reader import block_workers, copy_matrix
+from .reader import block_workers, copy_matrix, wait
 from .tables import Names, names_of
 from .work_folder import fingerprint, work_folder
 from .writer import Entry
@@ -170,7 +170,7 @@ def _packed(
             return rounded
         codes = empty(fmt, rows, columns)
         with block_workers() as workers:
-            copy_matrix(source, name, codes, fmt, columns, workers, transpose)
+            wait(copy_matrix(source, name, codes, fmt, columns, workers, transpose))
         return codes
 
     return Entry(prefix + name, packed_shape(name, size, names, fmt), FORMATS[fmt], produce)

@@ -16,10 +16,11 @@ from ..errors import UserError
 from .checkpoint import Checkpoint
 from .divide import Cut, Division, whole
 from .formats import Formats, agree, check_asked, stored_formats
+from .memory import Place
 from .model_weights import ColdWeights, LayerWeights, ModelWeights
 from .names import bias_of, check_names, expected_shapes, format_of
 from .pickled import PickledCheckpoint
-from .reader import Place, Progress, Reader, block_workers
+from .reader import Progress, Reader, block_workers
 from .tables import Names, names_of
 
 log = logging.getLogger("prosparse")
@@ -67,7 +68,9 @@ def load_weights(
             fast = Place(torch.device(device) if division is None else division.fast)
             slow = fast if division is None else Place(division.slow)
             reader = Reader(checkpoint, shapes, fast, workers, progress)
-            return _load(reader, slow, config, formats, layouts or ["rows"] * config.layers, division, instead)
+            weights = _load(reader, slow, config, formats, layouts or ["rows"] * config.layers, division, instead)
+            reader.finish()
+            return weights
 
 
 def load_layer(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig, layer: int) -> ModelWeights:
@@ -81,7 +84,10 @@ def load_layer(checkpoint: Checkpoint | PickledCheckpoint, config: ModelConfig, 
     with block_workers() as workers:
         reader = Reader(checkpoint, sizes, Place(torch.device("cpu")), workers, None)
         embed = Weight(checkpoint.read(names.embed))
-        return _with_ends(reader, names, "fp32", embed, embed, [_layer(reader, names, layer, config, "fp32", "rows")])
+        own = [_layer(reader, names, layer, config, "fp32", "rows")]
+        weights = _with_ends(reader, names, "fp32", embed, embed, own)
+        reader.finish()
+        return weights
 
 
 def choose_formats(checkpoint: Checkpoint, names: Names, asked: Formats) -> Formats:

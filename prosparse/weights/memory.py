@@ -10,12 +10,13 @@ import logging
 import math
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import MachineError
+from ..machine import available_memory
 
 log = logging.getLogger("prosparse")
 
@@ -72,3 +73,40 @@ class Arena(Block):
                 log.info("no huge pages for the weights (%s): pages of 4 KiB serve, somewhat slower", error)
         self._bytes = torch.frombuffer(block, dtype=torch.uint8)  # keeps the block alive, as every view of it does
         self._used = -self._bytes.data_ptr() % HUGE_PAGE
+
+
+class Place:
+    """Where tensors go.
+
+    Args:
+        device: on which they are in the end.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.empty: Callable[..., Tensor] = torch.empty  # on the CPU, where they are filled
+        self._block: Block | None = None  # on another device, where they go then
+
+    @property
+    def free(self) -> int:
+        """Bytes that can be had."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_memory()
+
+    def reserve(self, nbytes: int) -> None:
+        """One block of memory for tensors of so many bytes; on the CPU they are filled where they stay."""
+        if self.device.type == "cpu":
+            self.empty = Arena(nbytes).empty
+        else:
+            self._block = Block(nbytes, self.device)
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A tensor from elsewhere, where it stays."""
+        if self.device.type == "cpu":
+            return self.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+        return self.settle(tensor)
+
+    def settle(self, filled: Tensor) -> Tensor:
+        """A tensor from `empty`, where it stays."""
+        if self.device.type == "cpu" or self._block is None:
+            return filled.to(self.device)
+        return self._block.empty(filled.shape, filled.dtype).copy_(filled)

@@ -6,6 +6,7 @@ cache, so nothing of a matrix's size is held beside the result.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,12 +20,11 @@ from prosparse.kernels.quant import quantize, row_bytes
 from prosparse.kernels.weight import FORMATS, Weight
 
 from ..errors import MachineError
-from ..machine import available_memory
 from .checkpoint import Checkpoint
 from .finite import check_finite, check_scales
 from .formats import PACKED
 from .gguf import GgufCheckpoint
-from .memory import Arena, Block
+from .memory import Place
 from .pickled import PickledCheckpoint
 
 Progress = Callable[[int, int], None]
@@ -95,8 +95,8 @@ def copy_matrix(
     workers: Executor,
     transpose: bool = False,
     order: Tensor | None = None,
-) -> None:
-    """Fill `out` with a matrix in some format.
+) -> Iterator[None]:
+    """Begin to fill `out` with a matrix in some format; it is filled once the result was walked through.
 
     Args:
         name: of a float matrix, or of one that is packed in this format already.
@@ -108,7 +108,7 @@ def copy_matrix(
         order: which row of the source becomes each row, [rows] int64; not with transpose. None is as stored.
 
     Raises:
-        CheckpointError: weights or scales that are not finite.
+        CheckpointError: weights or scales that are not finite; of the former, while the result is walked through.
     """
     source = checkpoint.matrix(name) if isinstance(checkpoint, GgufCheckpoint) else checkpoint.read(name)
     packed = fmt in PACKED
@@ -134,49 +134,17 @@ def copy_matrix(
         if isinstance(out, Halves):
             out.put(rows, target)
 
-    for _ in workers.map(copy_block, range(0, len(out), BLOCK_ROWS)):
-        pass
+    return workers.map(copy_block, range(0, len(out), BLOCK_ROWS))
 
 
-class Place:
-    """Where tensors go.
-
-    Args:
-        device: on which they are in the end.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.empty: Callable[..., Tensor] = torch.empty  # on the CPU, where they are filled
-        self._block: Block | None = None  # on another device, where they go then
-
-    @property
-    def free(self) -> int:
-        """Bytes that can be had."""
-        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_memory()
-
-    def reserve(self, nbytes: int) -> None:
-        """One block of memory for tensors of so many bytes; on the CPU they are filled where they stay."""
-        if self.device.type == "cpu":
-            self.empty = Arena(nbytes).empty
-        else:
-            self._block = Block(nbytes, self.device)
-
-    def copy(self, tensor: Tensor) -> Tensor:
-        """A tensor from elsewhere, where it stays."""
-        if self.device.type == "cpu":
-            return self.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
-        return self.settle(tensor)
-
-    def settle(self, filled: Tensor) -> Tensor:
-        """A tensor from `empty`, where it stays."""
-        if self.device.type == "cpu" or self._block is None:
-            return filled.to(self.device)
-        return self._block.empty(filled.shape, filled.dtype).copy_(filled)
+def wait(*copies: Iterator[None]) -> None:
+    """Walk through what `copy_matrix` gave."""
+    for copy in copies:
+        deque(copy, maxlen=0)
 
 
 class Reader:
-    """Copies tensors of a checkpoint into new ones on a device, or on two.
+    """Copies tensors of a checkpoint into new ones on a device, or on two; matrices are complete after `finish`.
 
     Args:
         checkpoint: where they are read.
@@ -197,6 +165,8 @@ class Reader:
         self.checkpoint, self.sizes, self.place, self.progress = checkpoint, sizes, place, progress
         self.workers = workers
         self.done = self.total = 0
+        self._begun: list[Iterator[None]] = []  # copies of the matrix that is asked for
+        self._before: list[Iterator[None]] = []  # and of the one before it
 
     def expect(
         self,
@@ -235,7 +205,7 @@ class Reader:
         start = 0
         for name, size in zip(parts, sizes, strict=True):
             end = start + size[0]
-            copy_matrix(self.checkpoint, name, codes[start:end], fmt, columns, self.workers, transpose, order)
+            self._copy(name, codes[start:end], fmt, columns, transpose, order)
             start = end
         return self._finished(codes, fmt, columns, self.place)[0]
 
@@ -243,8 +213,8 @@ class Reader:
         """up, and down transposed, with the two rows of each neuron adjacent."""
         neurons, columns = self.sizes[up]
         codes = self.place.empty((neurons, 2, width(fmt, columns)), dtype=FORMATS[fmt])
-        copy_matrix(self.checkpoint, up, codes[:, 0], fmt, columns, self.workers)
-        copy_matrix(self.checkpoint, down, codes[:, 1], fmt, columns, self.workers, transpose=True)
+        self._copy(up, codes[:, 0], fmt, columns)
+        self._copy(down, codes[:, 1], fmt, columns, transpose=True)
         first, second = self._finished(codes, fmt, columns, self.place)
         return first, second
 
@@ -270,7 +240,7 @@ class Reader:
         first, second = (place.empty(shape, dtype=FORMATS[fmt]) for place, shape in zip(places, shapes, strict=True))
         for i, (name, transpose) in enumerate(parts.items()):
             halves = Halves(first[:, i], second[:, i], rank)
-            copy_matrix(self.checkpoint, name, halves, fmt, columns, self.workers, transpose)
+            self._copy(name, halves, fmt, columns, transpose)
         return self._finished(first, fmt, columns, self.place), self._finished(second, fmt, columns, other)
 
     def vector(self, *parts: str) -> Tensor:
@@ -281,8 +251,33 @@ class Reader:
         # torch.cat copies, so that no view keeps the file mapped
         return torch.cat(vectors).to(self.place.device)
 
+    def finish(self) -> None:
+        """Wait for all matrices.
+
+        Raises:
+            CheckpointError: one is not finite.
+        """
+        wait(*self._before, *self._begun)
+        self._before, self._begun = [], []
+
+    def _copy(
+        self,
+        name: str,
+        out: Tensor | Halves,
+        fmt: str,
+        columns: int,
+        transpose: bool = False,
+        order: Tensor | None = None,
+    ) -> None:
+        self._begun.append(copy_matrix(self.checkpoint, name, out, fmt, columns, self.workers, transpose, order))
+
     def _finished(self, codes: Tensor, fmt: str, columns: int, place: Place) -> list[Weight]:
         """The weights in a new tensor, which is counted: [rows, width], or [rows, weights, width]."""
+        if place.device.type == "cpu":  # one matrix stays behind, so that no worker waits for another's last block
+            wait(*self._before)
+            self._before, self._begun = self._begun, []
+        else:
+            self.finish()
         self.done += codes.nbytes
         if self.progress is not None:
             self.progress(self.done, self.total)

@@ -167,7 +167,7 @@ def test_overflow_of_fp16_names_the_way_out(tmp_path):
 
 
 def test_too_little_memory_is_said_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("prosparse.weights.reader.available_memory", lambda: 1000)
+    monkeypatch.setattr("prosparse.weights.memory.available_memory", lambda: 1000)
     with pytest.raises(MachineError, match=r"need .* GiB as bf16, but 0.0 GiB of cpu memory are free"):
         load(write_tiny(tmp_path))
 
