@@ -22,10 +22,13 @@ class Course {
   };
   Group ahead(int64_t position) const {
     Group group;
-    const Segment& first = segments_[0];
-    position += kRows * std::max<int64_t>(1, (kAheadBytes + first.matrix->bytes - 1) / first.matrix->bytes);
+    position += distance();
     for (int64_t i = 0; i < kRows; ++i) group.rows[i] = row(position + i);
     return group;
+  }
+  int64_t distance() const {
+    const int64_t bytes = segments_[0].matrix->bytes;
+    return kRows * std::max<int64_t>(1, (kAheadBytes + bytes - 1) / bytes);
   }
 
  private:

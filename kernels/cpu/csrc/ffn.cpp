@@ -71,8 +71,14 @@ int64_t scan_gate(const RowKernels& kernels, const Input& x, const Matrix& gate,
   for (int64_t first = 0; first < looked.n; first += kRows) {
     const void* rows[kRows];
     for (int64_t i = 0; i < kRows; ++i) rows[i] = gate.row(looked.at(std::min(first + i, looked.n - 1)));
+    Course::Group next = course.ahead(first);
+    // Where many open, the first of their rows come next, not another chunk's gate.
+    const int64_t beyond = first + course.distance() - looked.n;
+    if (down != nullptr && beyond > -kRows && n > kRows && !are_few(n, looked.at(first) - looked.begin))
+      for (int64_t i = std::max<int64_t>(0, -beyond); i < kRows; ++i)
+        next.rows[i] = (up != nullptr ? up : down)->row(ids[std::min(beyond + i, n - 1)]);
     float g[kRows * kMaxTokens];
-    kernels.dot[gate.format](rows, course.ahead(first).rows, x.prepared, x.prepared_bytes, x.tokens, x.columns, g);
+    kernels.dot[gate.format](rows, next.rows, x.prepared, x.prepared_bytes, x.tokens, x.columns, g);
     for (int64_t i = 0; i < std::min(kRows, looked.n - first); ++i) {
       const int64_t neuron = looked.at(first + i);
       if (bias != nullptr)
