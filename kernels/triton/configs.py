@@ -48,9 +48,13 @@ def row_tile(weights: Matrices) -> tuple[int, int, int]:
     units = weights.row["UNITS"]
     most = MAX_ROW_TILE[weights.format] * max(1, SHORT // units)
     block_n = max(1, min(most, ROW_BYTES[weights.format] // (units * UNIT_BYTES)))
+    return block_n, _row_warps(weights), 3
+
+
+def _row_warps(weights: Matrices) -> int:
     # A row ends in as many shuffles whatever a thread had of it: four warps make them fewer for each packed weight.
-    few = weights.format != "float" and units * weights.unit_columns <= 4096  # of longer rows registers spill
-    return block_n, 4 if few else 8, 3
+    few = weights.format != "float" and weights.row["UNITS"] * weights.unit_columns <= 4096  # longer: registers spill
+    return 4 if few else 8
 
 
 def sign_tile(signs: Matrices) -> tuple[int, int, int]:
@@ -60,7 +64,7 @@ def sign_tile(signs: Matrices) -> tuple[int, int, int]:
 
 def persistent(gpu: Gpu, weights: Matrices, tokens: int, rows: int, block_n: int) -> int:
     """Programs that each walk a share of the rows: as many as run at once, no more than there are tiles."""
-    per_sm = 4 if weights.format != "float" else 2 if tokens <= 2 else 1
+    per_sm = 4 if _row_warps(weights) == 4 else 2 if tokens <= 2 else 1
     return min(per_sm * gpu.sms, triton.cdiv(rows, block_n))
 
 

@@ -64,6 +64,7 @@ def test_kernels_compile_without_spills_and_with_wide_loads(tmp_path):
         ({"copies": {4: 12}, "loads": {4: 40}}, "not read 16 bytes at a time"),
         ({"loads": {16: 4, 2: 8}}, "8 loads of less than 4 bytes"),
         ({"shared": 300_000}, "do not fit"),
+        ({"shared": 120_000}, "264 programs do not run at once"),
     ],
 )
 def test_a_bad_kernel_is_told(change, said):

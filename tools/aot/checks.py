@@ -59,6 +59,8 @@ def problems(case: Case, launch: Launch, found: Resources, target: Target) -> li
         wrong.append("memory is touched before the launch before it is over")
     if programs_per_sm(launch, found, target) == 0:
         wrong.append(f"{found.shared} bytes of shared memory do not fit")
+    if launch.name in WHOLE_ROWS and programs_per_sm(launch, found, target) * target.gpu.sms < launch.programs:
+        wrong.append(f"{launch.programs} programs do not run at once: the last would be few, and wait for memory alone")
     if launch.name in READERS:
         wide = found.copies.get(16, 0) + found.loads.get(16, 0)
         narrow = sum(n for loads in (found.copies, found.loads) for width, n in loads.items() if width < 4)
