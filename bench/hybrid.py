@@ -16,9 +16,9 @@ from prosparse.hardware import PRESETS
 from prosparse.placement.activity import stretched, synthetic_profile
 from prosparse.placement.explain import bound_s
 from prosparse.placement.place import Case
-from prosparse.placement.simulate import simulate
+from prosparse.placement.simulate import Simulated, simulate
 from prosparse.placement.solve import layer_split, solve
-from prosparse.plan import fingerprint
+from prosparse.plan import Plan, fingerprint
 from prosparse.study import CALIBRATION, measure
 from prosparse.weights.neuron_profile import Profile
 
@@ -70,9 +70,7 @@ def compare_hybrid(
 
 def _row(name: str, case: Case, preset: str, mode: str, curve: str, tokens: int) -> Row:
     budget = case.machine.gpu_bytes
-    plan = case.plan(solve(case.problem, budget), budget)
-    unshared, choice = layer_split(case.problem, budget)
-    split = case.of_problem(unshared).plan(choice, budget)
+    plan, split = plans_of(case, budget)
     mine, theirs = (simulate(case.config, each, case.profile, case.machine, tokens=tokens) for each in (plan, split))
     assert plan.placement is not None, "a plan of a case has a placement"
     active = 1 - float(case.profile.frequency.mean())
@@ -100,15 +98,23 @@ def _row(name: str, case: Case, preset: str, mode: str, curve: str, tokens: int)
             "expected_tokens_per_s": round(plan.placement.tokens_per_s, 2),
             "layer_split_tokens_per_s": round(theirs.tokens_per_s, 2),
             "bound_tokens_per_s": round(1 / bound_s(case, budget), 2),
-            **{key: _rounded(value) for key, value in dataclasses.asdict(mine).items() if key != "tokens_per_s"},
+            **rounded(mine),
         },
         repeat=tokens,
         note=NOTE,
     )
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+def plans_of(case: Case, budget: int) -> tuple[Plan, Plan]:
+    """The placed plan and the fastest layer split within a budget of GPU memory, bytes."""
+    unshared, choice = layer_split(case.problem, budget)
+    return case.plan(solve(case.problem, budget), budget), case.of_problem(unshared).plan(choice, budget)
+
+
+def rounded(found: Simulated) -> dict[str, float | None]:
+    """What a simulation says beside its tokens per second, for the key "simulated"."""
+    values = {key: value for key, value in dataclasses.asdict(found).items() if key != "tokens_per_s"}
+    return {key: None if value is None else float(f"{value:.4g}") for key, value in values.items()}
 
 
 def _profile(config: ModelConfig, curve: str, sparsity: float) -> Profile:

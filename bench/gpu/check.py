@@ -86,6 +86,7 @@ JOBS = (
     ),
     measuring("tokens-1b", 90, "whole tokens of MiniCPM-S-1B: graph and op by op, dense and exact; energy"),
     measuring("tokens-7b", 100, "whole tokens of the 7B shape"),
+    measuring("hybrid", 100, "1B and 7B within half of their bytes: the placed plan against the layer split, exact"),
     measuring("ops-7b", 90, "linear, gate_select, FFN, attention at 7B against cuBLAS"),
     measuring("ops-1b", 60, "the same at 1B"),
     measuring("variants-7b", 120, "other tiles, warps and stages"),

@@ -19,6 +19,7 @@ from prosparse import machine
 from prosparse.kernels import cpu
 
 from . import FORMATS
+from .hybrid import hybrid
 from .ops import ffns, ops
 from .subjects import COLD, Setting, described, over
 from .tokens import beside, tokens
@@ -39,6 +40,11 @@ def environment(setting: Setting) -> bool:
     return True
 
 
+def on_two(setting: Setting) -> bool:
+    """A GPU and a CPU that share a model, small first."""
+    return all([over(shape, ("bf16",), hybrid)(setting) for shape in (ONE, SEVEN)])
+
+
 def facts(device: torch.device) -> dict[str, Any]:
     return {
         **described(device),
@@ -56,6 +62,7 @@ PARTS: dict[str, Part] = {
     "environment": environment,
     "tokens-1b": over(ONE, FORMATS, tokens),
     "tokens-7b": over(SEVEN, FORMATS, tokens),
+    "hybrid": on_two,
     "ops-1b": over(ONE, FORMATS, ops),
     "ops-7b": over(SEVEN, FORMATS, ops),
     "variants-7b": over(SEVEN, FORMATS, variants),

@@ -31,6 +31,8 @@ def line(row: Mapping[str, Any]) -> str:
     more = row["note"] or "" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.0f} tokens/s"
     if row["joules_per_token"] is not None:
         more += f", {row['joules_per_token']:.3f} J"
+    if row["simulated"] is not None:
+        more += f", simulated {row['simulated']['tokens_per_s']:.0f}, {row['note'].split(', ')[-1]}"
     return (
         f"{what:34.34} {row['mode']:20} {row['weights'] or '':7} {zeros:>5} {row['p10_us']:9.1f} {speed:>6} {share:>8} "
         f"{ratio:>6}  {more}\n"

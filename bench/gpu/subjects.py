@@ -101,6 +101,10 @@ class Setting:
             repeat=1,
             **labels,
         )
+        self.write_here(row)
+
+    def write_here(self, row: Row) -> None:
+        """Write a row with what is to be said of the device."""
         row["machine"] |= described(self.device)
         row["versions"] |= {"kernels": machine.kernel_name(self.device)}
         self.write(row)

@@ -17,12 +17,13 @@ from triton_backend import gpu_backends
 
 from prosparse.bench.row import KEYS
 from prosparse.config.shapes import shape
+from prosparse.hardware import PRESETS
 from prosparse.weights.synthetic import matrices
 
 if not gpu_backends():
     pytest.skip("needs a GPU or Triton's interpreter", allow_module_level=True)
 
-from prosparse.bench.gpu import ops, parts, subjects, tokens, variants  # noqa: E402
+from prosparse.bench.gpu import hybrid, ops, parts, subjects, tokens, variants  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CONFIG = dataclasses.replace(
@@ -82,6 +83,23 @@ def test_nothing_fails(setting, measure, fmt, caplog):
         found = {(row["subject"], row["mode"]) for row in setting.rows}
         assert {("ffn_23", "exact"), ("ffn_4", "exact"), ("ffn_4", "cublas"), ("glu_active", "exact")} <= found
         assert {row["subject"] for row in setting.rows} >= {"linear", "ffn", "gate_select", "attend"}
+
+
+def test_a_gpu_and_a_cpu(setting, monkeypatch, caplog):
+    """With a machine on which sharing pays at this size, and a budget that only leaves room for a part."""
+    machine = dataclasses.replace(
+        PRESETS["8gb-pcie3"], sync_s=0.0, gpu_launch_s=0.0, to_gpu=1e12, to_cpu=1e12, cpu_call_s=1e-3
+    )
+    monkeypatch.setattr(hybrid, "machine_here", lambda: machine)
+    monkeypatch.setattr(hybrid, "budget_of", lambda case: case.problem.fixed + 50_000)
+    monkeypatch.setattr(hybrid, "check_held", lambda *given: None)  # memory is reserved in pieces of megabytes
+    for name, value in {"START": 4, "TURN": 1, "LEAD": 0}.items():  # every token takes seconds in the interpreter
+        monkeypatch.setattr(hybrid, name, value)
+    config = dataclasses.replace(CONFIG, layers=2, neurons=192)
+    assert subjects.each(hybrid.hybrid(setting, "minicpm-s-1b", config, "bf16")), caplog.text
+    placed, split = setting.rows
+    assert placed["loading"]["cold"]["layers"]["shared"] > 0 == split["loading"]["cold"]["layers"]["shared"]
+    assert placed["simulated"]["graphs"] > split["simulated"]["graphs"]
 
 
 def test_a_part_measures_the_formats_that_are_asked_for(setting):
