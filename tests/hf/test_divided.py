@@ -128,8 +128,9 @@ def test_modes_and_formats_count_what_the_engine_counts(tmp_path: Path, mode: st
     assert stats["cold"]["layers"] == {"shared": 2, "slow": 1} and stats["cold"]["parts"] == 22
     if fmt == "fp32":
         assert tuple(ids[PROMPT.shape[1] :]) == told.token_ids
-        for name in ("activation_sparsity", "predicted_sparsity", "cold"):
+        for name in ("activation_sparsity", "predicted_sparsity"):
             assert stats[name] == told.stats[name], name
+        assert stats["cold"] | {"moved": None} == told.stats["cold"], "neurons change places in an engine alone"
     assert 0 < stats["cold"]["share"] < 1
     prosparse.stats(model, reset=True)
     assert prosparse.stats(model)["cold"]["parts"] == 0
