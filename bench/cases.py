@@ -14,6 +14,7 @@ from .embedded_predictors import compare_embedded
 from .ffn import compare_ffn
 from .hybrid import compare_hybrid
 from .load import compare_load
+from .lookup import compare_lookup
 from .modes import Run
 from .ops import compare_ops
 from .predictors import compare_predictors
@@ -65,6 +66,9 @@ CASES: dict[str, Case] = {
     "batch-1b-bf16": partial(compare, ONE, 0.88, weights="bf16", run=Run(tg=24), batches=(2, 4, 8, 16)),
     "batch-1b-int8": partial(compare, ONE, 0.88, weights="int8", run=Run(tg=32), batches=(2, 4, 8, 16)),
     "batch-1b-int4": partial(compare, ONE, 0.88, weights="int4", run=Run(tg=32), batches=(2, 4, 8, 16)),
+    "lookup-1b-bf16": partial(compare_lookup, ONE, weights="bf16"),
+    "lookup-1b-int8": partial(compare_lookup, ONE, weights="int8"),
+    "lookup-1b-int4": partial(compare_lookup, ONE, weights="int4"),
     "predictors-1b-bf16": partial(compare_predictors, ONE, 0.88, weights="bf16"),
     "predictors-1b-int8": partial(compare_predictors, ONE, 0.88, weights="int8"),
     "predictors-embedded": compare_embedded,

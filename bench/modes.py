@@ -153,7 +153,6 @@ def decode_row(
     """The row of one decoder of an interleaved run, in which its timing is called `mode`."""
     timing, config = timings[mode], decoder.config
     sparsity = activation_sparsity(session, config.neurons_per_token)
-    held = sum(a.qkv.nbytes + a.o.nbytes + _held(f) for a, f in decoder.blocks)
     must_read = (bytes_per_token(session, decoder) or 0) * run.batch
     row = make_row(
         subject="decode",
@@ -167,12 +166,17 @@ def decode_row(
         tpot_ms=round(timing.median / 1e3, 3),
         repeat=run.repeat,
         **measured(timings, mode),
-        **floor(must_read, held + decoder.lm_head.nbytes, timings["probe"], timing),
+        **floor(must_read, held_bytes(decoder), timings["probe"], timing),
         **labels,
     )
     if row["floor_us"] is not None:
         row["floor_tokens_per_s"] = round(1e6 * run.batch / row["floor_us"], 2)
     return row
+
+
+def held_bytes(decoder: Decoder) -> int:
+    """Of all matrices that decode steps go through."""
+    return sum(a.qkv.nbytes + a.o.nbytes + _held(f) for a, f in decoder.blocks) + decoder.lm_head.nbytes
 
 
 def _held(ffn: Any) -> int:

@@ -114,6 +114,18 @@ def _columns(subject: str) -> list[Column]:
             ("times\nexact", lambda row: _or_dash(row["quality"] and row["quality"]["exact_ratio"], "{:.2f}")),
             ("times base\n(95 %)", _ratio),
         ]
+    if subject == "lookup":
+        return [
+            ("mode", lambda row: row["part"]),
+            *zeros,
+            ("tokens/s", lambda row: _or_dash(row["tokens_per_s"], "{:.1f}")),
+            ("p10\nms", lambda row: _ms(row["p10_us"])),
+            ("median\nms", lambda row: _ms(row["median_us"])),
+            floor,
+            ("tried", lambda row: _or_dash(row["quality"] and row["quality"].get("drafted"), "{}")),
+            ("came", lambda row: _or_dash(row["quality"] and row["quality"].get("accepted"), "{}")),
+            ("times base\n(95 %)", _ratio),
+        ]
     if subject == "generate":
         return [
             ("mode", lambda row: row["part"]),

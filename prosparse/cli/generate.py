@@ -75,6 +75,8 @@ def summary(stats: dict[str, Any]) -> str:
         if stats["audit"] and stats["audit"]["recall"]["mean"] is not None:
             parts.append(f"recall {stats['audit']['recall']['mean']:.2%} in {stats['audit']['steps']} audited steps")
         parts.append(f"{stats['bytes_per_token'] / 1e6:.1f} MB read per token")
+    if stats["prompt_lookup"]:
+        parts.append("{accepted} of {drafted} tokens tried ahead were right".format(**stats["prompt_lookup"]))
     if stats["cold"] and stats["cold"]["share"] is not None:
         cold = stats["cold"]
         skipped = f"which had nothing to do {cold['skipped']} of {cold['parts']} times"

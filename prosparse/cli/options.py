@@ -30,6 +30,7 @@ SAMPLING = (
     "repetition_penalty",
     "seed",
     "stop",
+    "prompt_lookup",
     "sampling",
 )
 
@@ -110,6 +111,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 discourages tokens already seen")
     group.add_argument("--seed", type=int, metavar="N", help="same seed, same text")
     group.add_argument("--stop", action="append", metavar="TEXT", help="end the text before TEXT; may be repeated")
+    group.add_argument(
+        "--prompt-lookup",
+        type=int,
+        metavar="N",
+        help="try up to N more tokens a step where the text repeats itself; the text stays the same (default: 0)",
+    )
     group.add_argument("--sampling", choices=["model"], help="start from the model's generation_config.json")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import ConfigError, UserError
 
 MOST_STOPS, LONGEST_STOP = 64, 1024  # every new piece of text is compared with all of them
+MOST_DRAFTED = 15  # a decode step takes 16 tokens
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class SamplingParams:
         seed: of this request's own generator; None draws one. The same seed gives the same text, alone or in a batch.
         stop: strings that end the text; they are not part of it.
         ignore_eos: go on after an end-of-sequence token.
+        prompt_lookup: try up to this many tokens more in a step where the latest ones stood before in prompt or text,
+            as those that came next there (Saxena, "Prompt Lookup Decoding", 2023); 0 tries none. What is tried is
+            checked: modes dense and exact write the same text, sooner where it repeats itself. At most 15.
 
     Raises:
         UserError: a value outside its range.
@@ -43,6 +47,7 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    prompt_lookup: int = 0
 
     def __post_init__(self) -> None:
         def check(name: str, holds: bool, rule: str) -> None:
@@ -72,6 +77,10 @@ class SamplingParams:
         strings = isinstance(stop, tuple) and all(isinstance(s, str) and 0 < len(s) <= LONGEST_STOP for s in stop)
         check(
             "stop", strings and len(stop) <= MOST_STOPS, f"up to {MOST_STOPS} strings of 1 to {LONGEST_STOP} characters"
+        )
+        lookup = self.prompt_lookup
+        check(
+            "prompt_lookup", whole(lookup) and 0 <= lookup <= MOST_DRAFTED, f"a whole number from 0 to {MOST_DRAFTED}"
         )
         check("ignore_eos", isinstance(self.ignore_eos, bool), "True or False")
 

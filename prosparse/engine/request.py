@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config import SamplingParams
 from .detokenize import Detokenizer
+from .lookup import NOTHING, Draft, Lookup
 from .sampler import Sampler, check_peak
 from .stopping import StopMatcher
 from .tokenizer import Tokenizer
@@ -62,6 +63,7 @@ class Request:
         if not self.first_id:
             self.ids[: self.length] = self.prompt
         self.sampler = Sampler(params, vocab)
+        self.lookup = Lookup(self.ids[self.first_id : self.length].tolist()) if params.prompt_lookup else None
         self.detokenizer, self.stops = Detokenizer(tokenizer), StopMatcher(params.stop)
         self.pieces: list[str] = []
         self.finish_reason = ""
@@ -93,6 +95,12 @@ class Request:
     def text(self) -> str:
         return "".join(self.pieces)
 
+    def draft(self) -> Draft:
+        """What may come next by prompt lookup, as many tokens as were asked for and still may come but one."""
+        if self.lookup is None:
+            return NOTHING
+        return self.lookup.draft(min(self.params.prompt_lookup, self.left - 1))
+
     def advance(self, logits: Tensor) -> str:
         """Choose the next token from logits [vocab] float32; returns the text that became certain."""
         return self._take(self.sampler.choose(logits, self.ids[self.first_id : self.length]))
@@ -105,6 +113,8 @@ class Request:
     def _take(self, token: int) -> str:
         self.ids[self.length] = token
         self.length += 1
+        if self.lookup is not None:
+            self.lookup.push(token)
         self.last_at = time.perf_counter()
         if self.generated == 1:
             self.first_at = self.last_at

@@ -5,6 +5,7 @@ All state of a run lives here, none in the engine, so several runs may share an 
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,8 +20,11 @@ from .adapting import Adapting
 from .audit import Audit
 from .graph import StepPool
 from .kernels import Follower, KernelChoice
+from .lookup import best_length
 from .request import Request
 from .tallies import Tally, copied, parts_of
+
+log = logging.getLogger("prosparse")
 
 Progress = Callable[[int, int], None]
 PREFILL_CHUNK = 512  # tokens: long enough for full GEMM speed, short enough that attention masks stay small
@@ -42,6 +46,7 @@ class Session:
 
     Attributes:
         moved: pairs of neurons, and bytes; None where nothing is to be moved.
+        surplus: rows of decode steps that were no token of a text: drafts that were wrong.
     """
 
     def __init__(
@@ -68,7 +73,7 @@ class Session:
             self.cache = KVCache(decoder.config, slots, context, kv_dtype, decoder.tiers.layers)
             self.tally = decoder.new_tally()
         self.audit = Audit(decoder, audit) if audit else None
-        self.steps = self.decode_tokens = self.positions_read = 0
+        self.steps = self.decode_tokens = self.surplus = self.positions_read = 0
         frozen = self.steps_ahead is not None
         self._follower = None if choice is None else Follower(choice, lambda: self.done, frozen)
         if adapting is not None:
@@ -134,6 +139,8 @@ class Session:
 
         `progress` is called with (prompt tokens done, prompt tokens in all) while a prompt is read.
         """
+        if self.steps_ahead is not None and any(request.lookup for request in requests):
+            log.info("engine: prompt_lookup does nothing here: recorded steps take one token of each sequence")
         waiting = deque(enumerate(requests))
         running: dict[int, tuple[int, Request]] = {}
         free = list(range(self.slots))[::-1]
@@ -169,16 +176,40 @@ class Session:
         slots, starts = tuple(running), tuple(request.length - 1 for _, request in requests)
         ahead = self.steps_ahead
         if ahead is None or not ahead.begin(last, slots, starts, self._decoder(len(slots))):
-            logits = self.decode(last[:, None], slots, starts)
-        elif all(request.is_greedy for _, request in requests):
+            yield from self._try_drafts(requests, last, slots, starts)
+            return
+        if all(request.is_greedy for _, request in requests):
             yield from self._run_ahead(requests, starts)
             return
-        else:
-            ahead.launch()
-            self._count(starts)
-            logits = ahead.logits
+        ahead.launch()
+        self._count(starts)
         for i, (number, request) in enumerate(requests):
-            yield number, request.advance(logits[i])
+            yield number, request.advance(ahead.logits[i])
+
+    def _try_drafts(
+        self, requests: Sequence[tuple[int, Request]], last: Tensor, slots: tuple[int, ...], starts: tuple[int, ...]
+    ) -> Iterator[tuple[int, str]]:
+        """One step over the latest token of each sequence, and as many that may follow as are expected to pay.
+
+        Keys and values of those that were wrong stay in the cache, behind the sequence, until others take their place.
+        """
+        drafts = [request.draft() for _, request in requests]
+        room = min(MAX_ROWS // len(requests), *(request.left for _, request in requests)) - 1
+        tried = best_length(drafts, room)
+        ids = last[:, None].repeat(1, 1 + tried)  # where nothing is drafted, a row that nobody looks at
+        for row, draft in zip(ids, drafts, strict=True):
+            row[1 : 1 + len(draft.tokens)] = torch.tensor(draft.tokens[:tried], dtype=torch.int64)
+        logits = self.decode(ids, slots, starts).view(len(requests), 1 + tried, -1)
+        for (number, request), draft, rows, taken in zip(requests, drafts, logits, ids.tolist(), strict=True):
+            first = request.length
+            for at, scores in enumerate(rows, start=1):
+                yield number, request.advance(scores)
+                if request.done or at > tried or request.ids[request.length - 1] != taken[at]:
+                    break
+            came = request.ids[first : request.length].tolist()
+            self.surplus += 1 + tried - len(came)
+            if request.lookup is not None:
+                request.lookup.judge(draft, came, min(tried, len(draft.tokens)))
 
     def _run_ahead(self, requests: Sequence[tuple[int, Request]], starts: tuple[int, ...]) -> Iterator[tuple[int, str]]:
         """Steps until a request is done, launched before the host has read those before them."""

@@ -11,6 +11,8 @@ decode_tokens         tokens of this prompt's text that came from decode steps: 
 ttft_s                from the request to its first token, loading excluded
 tokens_per_s          decode tokens per second of this prompt, None without any
 bytes_per_token       weights and cache that the run's decode steps had to read, per decode token
+prompt_lookup         {"drafted", "accepted"}: tokens that this prompt's steps tried ahead, and those that came; None
+                      where it was not asked for
 cold                  of a model on two devices, over the run's decode steps: {"layers": how many both "shared" and how
                       many were "slow", on the slow device alone; "share" of the active neurons of the shared ones that
                       were computed there; "parts", times that a step came to a shared layer, and how many of these
@@ -69,7 +71,7 @@ def bytes_per_token(session: Session, decoder: Decoder) -> int | None:
         per_step += attention.qkv.nbytes + attention.o.nbytes
         ffns += ffn.bytes_read(session.steps, done)
     total = session.steps * per_step + ffns + session.positions_read * session.cache.position_bytes
-    return round(total / session.decode_tokens)
+    return round(total / (session.decode_tokens - session.surplus))
 
 
 def cold_stats(session: Session, decoder: Decoder) -> dict[str, Any] | None:
@@ -106,7 +108,7 @@ def ffn_kernels(session: Session, plan: Plan) -> list[str] | None:
 
 def request_stats(request: Request, session: Session, decoder: Decoder, plan: Plan) -> dict[str, Any]:
     """The stats of one finished request of a run."""
-    decoded = request.generated - 1
+    decoded, lookup = request.generated - 1, request.lookup
     seconds = request.last_at - request.first_at
     return {
         "activation_sparsity": activation_sparsity(session, decoder.config.neurons_per_token),
@@ -117,6 +119,7 @@ def request_stats(request: Request, session: Session, decoder: Decoder, plan: Pl
         "ttft_s": request.first_at - request.created_at,
         "tokens_per_s": decoded / seconds if decoded and seconds > 0 else None,
         "bytes_per_token": bytes_per_token(session, decoder),
+        "prompt_lookup": None if lookup is None else {"drafted": lookup.drafted, "accepted": lookup.accepted},
         "cold": cold_stats(session, decoder),
         "ffn_kernels": ffn_kernels(session, plan),
         "kernels": " and ".join(dict.fromkeys(machine.kernel_name(device) for device in decoder.tiers.devices)),

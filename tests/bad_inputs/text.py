@@ -151,7 +151,10 @@ SAMPLING = {
         Case("a negative seed", command=_option("seed", "-1")),
         Case("a seed of 65 bits", command=_option("seed", str(2**64))),
     ],
-    "88": [Case("repetition_penalty 0", command=_option("repetition-penalty", "0"))],
+    "88": [
+        Case("repetition_penalty 0", command=_option("repetition-penalty", "0")),
+        Case("more drafted tokens than a step takes", command=_option("prompt-lookup", "16")),
+    ],
 }  # fmt: skip
 
 

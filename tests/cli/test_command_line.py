@@ -69,6 +69,8 @@ def test_stats_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", MODEL, "--prompt", PROMPT, "--max-new-tokens", "20", "--stats"]) == 0
     out, err = capsys.readouterr()
     assert "activation sparsity" in err and "19 decode tokens" in err and "activation sparsity" not in out
+    assert main(["generate", MODEL, "--prompt", PROMPT * 2, "--prompt-lookup", "4", "--stats"]) == 0
+    assert "tokens tried ahead were right" in capsys.readouterr().err
     assert main(["generate", MODEL, "--prompt", PROMPT, "--max-new-tokens", "1", "--stats"]) == 0
     assert "first token after" in capsys.readouterr().err
 
@@ -79,7 +81,7 @@ def test_every_option_reaches_the_engine(capsys: pytest.CaptureFixture[str]) -> 
     }  # fmt: skip
     sampling = {
         "max_new_tokens": 15, "temperature": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2,
-        "seed": 3, "stop": ["xyzzy", "qqqq"],
+        "seed": 3, "stop": ["xyzzy", "qqqq"], "prompt_lookup": 3,
     }  # fmt: skip
     arguments = []
     for name, value in {**loading, **sampling}.items():

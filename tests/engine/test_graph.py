@@ -229,6 +229,15 @@ def test_runs_inside_and_outside_of_inference_mode(plain: Engine) -> None:
             assert told(engine, engine.generate(PROMPT, **without_eos(max_new_tokens=4))) == expected
 
 
+def test_recorded_steps_try_no_drafts(plain: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    prompt, options = PROMPT * 3, without_eos(max_new_tokens=12)
+    with caplog.at_level("INFO", "prosparse"):
+        found = over(plain, Watched(plain)).generate(prompt, **options, prompt_lookup=4)
+    assert told(plain, found) == told(plain, plain.generate(prompt, **options))
+    assert found.stats["prompt_lookup"] == {"drafted": 0, "accepted": 0}
+    assert "prompt_lookup does nothing" in caplog.text
+
+
 class Streams:
     """torch.cuda as far as a recording goes; one that fails leaves its stream behind, as that of PyTorch 2.11 does."""
 
