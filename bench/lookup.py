@@ -18,11 +18,12 @@ from prosparse.config import SamplingParams
 from prosparse.config.shapes import shape as shape_named
 from prosparse.engine import Engine
 from prosparse.engine.load import load
-from prosparse.engine.lookup import LENGTHS, Draft, Lookup
+from prosparse.engine.lookup import LENGTHS, Costs, Draft, Lookup
 from prosparse.engine.request import Request
 from prosparse.engine.session import Session
 from prosparse.engine.stats import activation_sparsity, bytes_per_token
 from prosparse.errors import MachineError
+from prosparse.weights.formats import PACKED
 from prosparse.weights.synthetic import walk, write_synthetic
 
 from .clock import Timing, interleave
@@ -87,7 +88,8 @@ def compare_lookup(
     config = fit_layers(full, weights)
     with tempfile.TemporaryDirectory(prefix="prosparse-bench-") as temporary:
         folder = Path(temporary, "model")
-        _, knobs = write_synthetic(shape, config, folder, sparsity, weights, progress=stage(progress, "making weights"))
+        stored = "bf16" if weights in PACKED else weights  # and then rounded while it is loaded
+        _, knobs = write_synthetic(shape, config, folder, sparsity, stored, progress=stage(progress, "making weights"))
         engine = load(folder, "exact", weights, "cpu", context=len(PROMPT) + max(tokens, max(STEPS) * (calls + 2)))
         labels: dict[str, Any] = {
             "shape": shape,
@@ -146,11 +148,12 @@ def _texts(
 ) -> list[Row]:
     params = SamplingParams(max_new_tokens=tokens, ignore_eos=True, prompt_lookup=most)
     latest: dict[str, tuple[Request, Session]] = {}
+    costs = Costs(engine.weights)
 
     def write(name: str, drafts: Lookup | None) -> tuple[int, ...]:
         request = Request(list(PROMPT), params, engine.tokenizer, engine.context, engine.config.vocab)
         request.lookup = drafts
-        session = Session(engine.decoder, engine.kv_dtype, 1, engine.context)
+        session = Session(engine.decoder, engine.kv_dtype, 1, engine.context, costs=costs)
         for _ in session.run([request]):
             pass
         latest[name] = request, session

@@ -82,7 +82,8 @@ class Weight:
 
     def rows_of(self, ids: Tensor) -> Tensor:
         """[len(ids), columns] float32: the values of some rows, in a tensor of their own; ids [n] int64."""
-        return Weight(self.codes[ids], self.packed_columns).values()
+        # not codes[ids]: that wakes PyTorch's threads, which then spin in the way of ours for milliseconds
+        return Weight(self.codes.index_select(0, ids), self.packed_columns).values()
 
 
 def in_format(matrix: Tensor, fmt: str) -> Weight:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prosparse.kernels import cpu
 from prosparse.kernels.checks import MAX_ROWS
 
 from ..config import ModelConfig, SamplingParams
@@ -24,6 +25,7 @@ from .choice import TimesOf
 from .embeds import check_embeds
 from .graph import StepPool
 from .kernels import KernelChoice
+from .lookup import Costs
 from .memory_limit import Grant
 from .out_of_memory import Held, told
 from .request import Generation, Request
@@ -62,6 +64,9 @@ class Engine:
         self.audit, self._pool, self._limit, self._adapting = audit, pool, limit, adapting
         self.decoder, self.tokenizer, self._choice = decoder, tokenizer, KernelChoice(decoder, plan, times)
         self.model_sampling, self.kv_dtype = model_sampling, kv_dtype
+        # elsewhere the number of a step's tokens changes how sums are rounded, which no clock may decide
+        same_bits = decoder.device.type == "cpu" and cpu.available()
+        self._costs = Costs(decoder.blocks[0][0].qkv.format, learns=same_bits and not deterministic)
         self.stats: dict[str, Any] = {}
 
     @property
@@ -268,7 +273,7 @@ class Engine:
         slots = prompts if self.plan.placement is None else 1  # a budget has room for the cache of one
         return Session(
             self.decoder, self.kv_dtype, slots, self.context, self.audit, self.prefill_chunk, self._pool, self._choice,
-            self._adapting,
+            self._adapting, self._costs,
         )  # fmt: skip
 
     def _told(self, where: str) -> AbstractContextManager[None]:

@@ -8,14 +8,19 @@ draft that is not tried is judged all the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 LENGTHS = (4, 3, 2)  # tokens that must have stood before in the same order: the longest that did decides
 PRIOR, WINDOW = 0.5, 16  # how often a draft is taken to be right before any was judged, and how many judgements count
-# Of a step on the CPU by its tokens, in steps of one token: up to four share each read of a weight, and more of them
-# are bound by arithmetic. `python -m prosparse.bench --only lookup` measures it.
-COSTS = {1: 1.0, 2: 1.15, 3: 1.2, 4: 1.25, 8: 2.1, 16: 3.9}
+# Of a step by its tokens, in steps of one, before any was timed: on two cores of an AMD EPYC (Zen 4), where bf16 is
+# bound by memory up to four tokens and int4 from two on by arithmetic. `python -m prosparse.bench --only lookup` says.
+COSTS = {
+    "bf16": {1: 1.0, 2: 1.05, 3: 1.1, 4: 1.2, 8: 1.8, 16: 3.3},
+    "int8": {1: 1.0, 2: 1.05, 3: 1.15, 4: 1.3, 8: 2.3, 16: 4.6},
+    "int4": {1: 1.0, 2: 1.3, 3: 1.6, 4: 2.0, 8: 3.7, 16: 7.5},
+}
+LATEST, OUTLIER = 8, 2.0  # steps that a mean of seconds goes back, and times the mean that a step counts for at most
 
 
 @dataclass
@@ -97,16 +102,40 @@ class Lookup:
         self.accepted += right if tried else 0
 
 
-def cost(tokens: int) -> float:
-    """Of a step of so many tokens, in steps of one: see `COSTS`."""
-    above = next(known for known in COSTS if known >= tokens)
-    below = max(known for known in COSTS if known <= tokens)
-    if above == below:
-        return COSTS[above]
-    return COSTS[below] + (COSTS[above] - COSTS[below]) * (tokens - below) / (above - below)
+class Costs:
+    """What a step costs by its number of tokens: in seconds once steps were timed, before that in steps of one token.
+
+    What was not timed is taken to be in proportion to what was.
+
+    Args:
+        weights: format of the model's matrices.
+        learns: False leaves the costs as they are: how many tokens a step has must then not depend on the clock.
+    """
+
+    def __init__(self, weights: str, learns: bool = True) -> None:
+        self._prior, self._learns = COSTS.get(weights, COSTS["bf16"]), learns
+        self._seconds: dict[int, float] = {}
+
+    def __call__(self, tokens: int) -> float:
+        if tokens in self._seconds or not self._seconds:
+            return self._seconds.get(tokens) or self._expected(tokens)
+        timed = min(self._seconds, key=lambda other: abs(other - tokens))
+        return self._seconds[timed] * self._expected(tokens) / self._expected(timed)
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        """A step took so long."""
+        if self._learns:
+            mean = self._seconds.get(tokens, seconds)
+            self._seconds[tokens] = mean + (min(seconds, OUTLIER * mean) - mean) / LATEST
+
+    def _expected(self, tokens: int) -> float:
+        above = next(known for known in self._prior if known >= tokens)
+        below = max(known for known in self._prior if known <= tokens)
+        share = (tokens - below) / (above - below) if above > below else 0.0
+        return self._prior[below] + share * (self._prior[above] - self._prior[below])
 
 
-def best_length(drafts: Sequence[Draft], room: int) -> int:
+def best_length(drafts: Sequence[Draft], room: int, cost: Callable[[int], float]) -> int:
     """How many tokens a step should try of each sequence's draft, at most `room`."""
     longest = min(room, max(len(draft.tokens) for draft in drafts))
 

@@ -3,6 +3,9 @@
 Logits pass the filters in the order of transformers' generate: repetition penalty, temperature, top-k, top-p, min-p.
 What survives is drawn by inverting its cumulative distribution at one uniform number, in vocabulary order, so that a
 rounding difference between two ways of computing the same logits moves the choice as little as possible.
+
+All but the largest logit is NumPy's: PyTorch would share 73,000 numbers among threads, which then spin for milliseconds
+on the cores that the next step needs.
 """
 
 from __future__ import annotations
@@ -10,12 +13,16 @@ from __future__ import annotations
 import math
 import os
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..config import SamplingParams
 from ..errors import MachineError
 
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 FLOAT32_MAX = torch.finfo(torch.float32).max
 CURE = (
     "the weights hold such values, or float16 overflowed: load the model with weights=bf16 or fp32, or fetch the "
@@ -57,79 +64,96 @@ class Sampler:
                 f"sampler: logits must be [{self.vocab}] float32, got {list(logits.shape)} {logits.dtype}; "
                 "pass the last row of the step's logits, as float32"
             )
-        scores = penalize(logits, seen, self.params.repetition_penalty)
-        top, token = scores.max(dim=0)  # one reduction: NaN wins it, +inf too, and ties go to the first
-        peak = float(top)
-        if not math.isfinite(peak):
-            raise _not_finite(logits, self.params.repetition_penalty)
-        temperature = self.params.temperature
+        penalty, temperature = self.params.repetition_penalty, self.params.temperature
+        if self.params.greedy and penalty == 1.0:
+            top, place = logits.max(dim=0)  # one reduction: NaN wins it, +inf too, and ties go to the first
+            return self._checked(logits, int(place), float(top))
+        scores = penalize(logits.cpu().numpy(), seen.numpy(), penalty)
+        token = int(scores.argmax())  # of the same rules
+        peak = float(scores[token])
+        self._checked(logits, token, peak)
         # A temperature this close to 0 overflows float32, and its limit is greedy.
         if self.params.greedy or max(abs(peak), 1.0) / temperature > FLOAT32_MAX:
-            return int(token)
-        ids, probabilities = survivors(scores / temperature, self.params)
+            return token
+        with np.errstate(over="ignore"):  # to -inf, of tokens that can hardly follow
+            scores = scores / np.float32(temperature)
+        ids, probabilities = survivors(scores, self.params)
         return int(ids[self._draw(probabilities)])
 
-    def _draw(self, probabilities: Tensor) -> int:
-        cumulative = probabilities.double().cumsum(0)
+    def _checked(self, logits: Tensor, token: int, peak: float) -> int:
+        if not math.isfinite(peak):
+            raise _not_finite(logits, self.params.repetition_penalty)
+        return token
+
+    def _draw(self, probabilities: Floats) -> int:
+        cumulative = probabilities.cumsum(dtype=np.float64)
         total = float(cumulative[-1])
         uniform = torch.rand((), generator=self._generator, dtype=torch.float64).item()
         # Strictly below the total, so that the first entry above the target is one with a probability above 0.
         target = min(uniform * total, math.nextafter(total, 0.0))
-        return int(torch.searchsorted(cumulative, target, right=True))
+        return int(np.searchsorted(cumulative, target, side="right"))
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def penalize(logits: Floats, seen: Ints, penalty: float) -> Floats:
     """Logits with those of tokens already seen made less likely (more, for a penalty below 1); [vocab]."""
-    if penalty == 1.0 or seen.numel() == 0:
+    if penalty == 1.0 or seen.size == 0:
         return logits
-    seen = seen.to(logits.device)
-    scores = logits[seen]
-    return logits.scatter(0, seen, torch.where(scores < 0, scores * penalty, scores / penalty))
+    scores, factor = logits[seen], np.float32(penalty)
+    penalized = logits.copy()
+    with np.errstate(over="ignore"):  # what leaves the range is said by `choose`
+        penalized[seen] = np.where(scores < 0, scores * factor, scores / factor)
+    return penalized
 
 
-def survivors(scores: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+def survivors(scores: Floats, params: SamplingParams) -> tuple[Ints, Floats]:
     """The tokens that top-k, top-p and min-p leave.
 
     Args:
         scores: [vocab] float32, already divided by the temperature, with a finite maximum.
 
     Returns:
-        ids [n] int64, ascending, and their probabilities [n] float32, both on the CPU. Ties with the k-th token of
-        top-k survive, as in transformers.
+        ids [n] int64, ascending, and their probabilities [n] float32. Ties with the k-th token of top-k survive, as in
+        transformers.
     """
-    if 0 < params.top_k < scores.numel():
-        kth = scores.topk(params.top_k).values[-1]
-        ids = (scores >= kth).nonzero().squeeze(1)
-        ids, scores = ids.cpu(), scores[ids].cpu()
+    if 0 < params.top_k < scores.size:
+        kth = np.partition(scores, -params.top_k)[-params.top_k]
+        ids = np.flatnonzero(scores >= kth)
+        scores = scores[ids]
     else:
-        ids, scores = torch.arange(scores.numel()), scores.cpu()
-    probabilities = scores.softmax(0)
+        ids = np.arange(scores.size)
+    probabilities = _softmax(scores)
     if params.top_p < 1:
         kept = _nucleus(scores, probabilities, params.top_p)
         ids, scores = ids[kept], scores[kept]
-        probabilities = scores.softmax(0)
+        probabilities = _softmax(scores)
     if params.min_p > 0:
-        kept = (probabilities >= params.min_p * probabilities.max()).nonzero().squeeze(1)
+        kept = np.flatnonzero(probabilities >= np.float32(params.min_p) * probabilities.max())
         ids, scores = ids[kept], scores[kept]
-        probabilities = scores.softmax(0)
+        probabilities = _softmax(scores)
     return ids, probabilities
 
 
-def _nucleus(scores: Tensor, probabilities: Tensor, top_p: float) -> Tensor:
+def _softmax(scores: Floats) -> Floats:
+    powers = np.exp(scores - scores.max())
+    return powers / powers.sum()
+
+
+def _nucleus(scores: Floats, probabilities: Floats, top_p: float) -> Ints:
     """Positions, ascending, of the smallest set whose probability reaches top_p; [n] int64."""
     excess = 1 - top_p
     # Tokens that together hold at most the excess go without being sorted (a sort of 128k takes 18 ms on one core of
     # an AMD EPYC, this 2 ms): all but the likeliest 1024 where that is true of them, else those of at most excess / n.
-    large = probabilities >= probabilities.topk(min(NUCLEUS, len(probabilities))).values[-1]
+    most = min(NUCLEUS, probabilities.size)
+    large = probabilities >= np.partition(probabilities, -most)[-most]
     if probabilities[~large].sum() > excess:
-        large = probabilities > excess / len(probabilities)
+        large = probabilities > excess / probabilities.size
     below = probabilities[~large].sum()
-    candidates = large.nonzero().squeeze(1)
-    order = scores[candidates].sort(stable=True).indices
-    dropped = below + probabilities[candidates[order]].cumsum(0) <= excess
+    candidates = np.flatnonzero(large)
+    order = scores[candidates].argsort(kind="stable")
+    dropped = below + probabilities[candidates[order]].cumsum() <= excess
     dropped[-1] = False
     large[candidates[order[dropped]]] = False
-    return large.nonzero().squeeze(1)
+    return np.flatnonzero(large)
 
 
 def check_peak(peak: float) -> None:

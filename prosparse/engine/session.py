@@ -6,6 +6,7 @@ All state of a run lives here, none in the engine, so several runs may share an 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,7 +21,7 @@ from .adapting import Adapting
 from .audit import Audit
 from .graph import StepPool
 from .kernels import Follower, KernelChoice
-from .lookup import best_length
+from .lookup import Costs, best_length
 from .request import Request
 from .tallies import Tally, copied, parts_of
 
@@ -43,6 +44,7 @@ class Session:
         pool: lends the cache, and steps that run ahead of the host; then `close` gives them back.
         choice: which kernels compute exact layers; None leaves that to the decoder's blocks.
         adapting: moves neurons after each prompt; then `close` ends its part in that.
+        costs: of steps by their tokens, for prompt lookup; None knows nothing yet.
 
     Attributes:
         moved: pairs of neurons, and bytes; None where nothing is to be moved.
@@ -60,7 +62,9 @@ class Session:
         pool: StepPool | None = None,
         choice: KernelChoice | None = None,
         adapting: Adapting | None = None,
+        costs: Costs | None = None,
     ) -> None:
+        self._costs = costs or Costs(decoder.blocks[0][0].qkv.format)
         self.decoder, self.chunk, self._pool = decoder, chunk, pool
         self.adapting, self.moved = adapting, None if adapting is None else (0, 0)
         slots = min(slots, MAX_ROWS)
@@ -195,11 +199,13 @@ class Session:
         """
         drafts = [request.draft() for _, request in requests]
         room = min(MAX_ROWS // len(requests), *(request.left for _, request in requests)) - 1
-        tried = best_length(drafts, room)
+        tried = best_length(drafts, room, self._costs)
         ids = last[:, None].repeat(1, 1 + tried)  # where nothing is drafted, a row that nobody looks at
         for row, draft in zip(ids, drafts, strict=True):
             row[1 : 1 + len(draft.tokens)] = torch.tensor(draft.tokens[:tried], dtype=torch.int64)
+        began = time.perf_counter()
         logits = self.decode(ids, slots, starts).view(len(requests), 1 + tried, -1)
+        self._costs.learn(ids.numel(), time.perf_counter() - began)
         for (number, request), draft, rows, taken in zip(requests, drafts, logits, ids.tolist(), strict=True):
             first = request.length
             for at, scores in enumerate(rows, start=1):

@@ -56,7 +56,8 @@ class Step:
             chosen = slice(starts[0], starts[0] + 1)
             return cls(slots, starts, rows, rope.cos[chosen], rope.sin[chosen])
         position = (torch.tensor(starts)[:, None] + torch.arange(rows)).flatten().to(rope.cos.device)
-        return cls(slots, starts, rows, rope.cos[position], rope.sin[position])
+        # not cos[position]: that wakes PyTorch's threads, which then spin in the way of ours for milliseconds
+        return cls(slots, starts, rows, rope.cos.index_select(0, position), rope.sin.index_select(0, position))
 
 
 class Attention:

@@ -13,7 +13,7 @@ from tiny_engine import make_model
 import prosparse
 from prosparse.config import SamplingParams
 from prosparse.engine import Engine, Generation, request
-from prosparse.engine.lookup import COSTS, PRIOR, Draft, Lookup, best_length, cost
+from prosparse.engine.lookup import COSTS, OUTLIER, PRIOR, Costs, Draft, Lookup, best_length
 from prosparse.engine.request import Request
 from prosparse.engine.session import Session
 from prosparse.kernels import cpu
@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "stopped": {"stop": ("day", "zz")},
     "to the end of a sequence": {"ignore_eos": False},
 }
+BF16 = Costs("bf16")
 needs_kernels = pytest.mark.skipif(not cpu.available(), reason="the PyTorch reference makes no bitwise promise")
 
 
@@ -47,7 +48,7 @@ class Guess(Lookup):
 
 @pytest.fixture(scope="module", params=["dense", "exact"])
 def story(request: pytest.FixtureRequest) -> Engine:
-    return prosparse.load(STORY_MODEL, mode=request.param)
+    return prosparse.load(STORY_MODEL, mode=request.param, deterministic=True)  # no clock decides what is tried
 
 
 def continued(engine: Engine, prompt: object = PROMPT, **options: object) -> Generation:
@@ -93,7 +94,7 @@ def test_wrong_drafts_leave_no_trace(story: Engine, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("weights", ["fp32", "int4"])
 def test_families_and_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, weights: str) -> None:
     window = {"sliding_window": 9} if family == "bamboo" else {}
-    engine = prosparse.load(make_model(tmp_path / "m", family=family, **window), weights=weights)
+    engine = prosparse.load(make_model(tmp_path / "m", family=family, **window), weights=weights, deterministic=True)
     expected = continued(engine, [1, 5, 6, 7] * 5)
     found = with_drafts(engine, monkeypatch, 0.7, expected.token_ids, prompt=[1, 5, 6, 7] * 5)
     assert found.token_ids == expected.token_ids and found.stats["prompt_lookup"]["accepted"] > 0
@@ -114,7 +115,7 @@ def test_prompts_of_a_batch_keep_their_texts(story: Engine) -> None:
 def test_at_the_end_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts that would not fit are not tried, and the last position is still used."""
     for context in range(36, 44):
-        engine = prosparse.load(STORY_MODEL, context=context)
+        engine = prosparse.load(STORY_MODEL, context=context, deterministic=True)
         expected = continued(engine, max_new_tokens=None)
         found = with_drafts(engine, monkeypatch, 1.0, expected.token_ids, max_new_tokens=None)
         assert found.token_ids == expected.token_ids and found.finish_reason == "length"
@@ -186,34 +187,52 @@ def test_what_is_never_right_is_no_longer_tried_and_comes_back_when_it_is() -> N
     tried = []
     for _ in range(40):
         draft = lookup.draft(7)
-        tried.append(best_length([draft], 7))
+        tried.append(best_length([draft], 7, BF16))
         lookup.judge(draft, [99], tried[-1])
     assert tried[0] > 0 and tried[-1] == 0 and lookup.accepted == 0 and lookup.drafted == sum(tried)
     for _ in range(40):
         draft = lookup.draft(7)
-        count = best_length([draft], 7)
+        count = best_length([draft], 7, BF16)
         lookup.judge(draft, [*draft.tokens[:count], draft.tokens[count] if count < 7 else 99], count)
     assert count > 2, "drafts that were not tried were judged as well"
     assert lookup.accepted > 0
 
 
-@pytest.mark.parametrize(("rate", "expected"), [(0.0, 0), (0.1, 0), (1.0, 3)])
+@pytest.mark.parametrize(("rate", "expected"), [(0.0, 0), (0.04, 0), (0.5, 2), (1.0, 3)])
 def test_how_many_are_tried(rate: float, expected: int) -> None:
-    assert best_length([Draft([1] * 15, rate, 2)], 3) == expected
+    assert best_length([Draft([1] * 15, rate, 2)], 3, BF16) == expected
 
 
 def test_a_batch_is_weighed_as_a_whole() -> None:
     sure, none = Draft([1] * 15, 0.95, 2), Draft()
-    assert best_length([sure], 15) > 0
-    assert best_length([sure, none, none, none], 3) == 0, "three rows in vain for each that helps"
-    assert best_length([none], 15) == 0 and best_length([sure], 0) == 0
-    assert best_length([Draft([1] * 15, PRIOR, 2)], 15) >= 1
+    assert best_length([sure], 15, BF16) > 0
+    assert best_length([sure, none, none, none], 3, BF16) == 0, "three rows in vain for each that helps"
+    assert best_length([none], 15, BF16) == 0 and best_length([sure], 0, BF16) == 0
+    assert best_length([Draft([1] * 15, PRIOR, 2)], 15, BF16) >= 1
 
 
-def test_costs_grow_and_stay_below_those_of_single_steps() -> None:
-    costs = [cost(tokens) for tokens in range(1, 17)]
+@pytest.mark.parametrize("weights", [*COSTS, "fp32"])
+def test_costs_grow_and_stay_below_those_of_single_steps(weights: str) -> None:
+    costs = [Costs(weights)(tokens) for tokens in range(1, 17)]
     assert costs == sorted(costs) and costs[0] == 1.0 and all(c <= n for n, c in enumerate(costs, start=1))
-    assert {tokens: cost(tokens) for tokens in COSTS} == COSTS
+
+
+def test_costs_are_those_of_this_machine_once_steps_were_timed() -> None:
+    costs = Costs("bf16")
+    costs.learn(1, 0.1)
+    assert costs(1) == 0.1 and costs(4) == pytest.approx(0.1 * COSTS["bf16"][4]), "in proportion"
+    costs.learn(4, 0.4)
+    assert costs(4) == 0.4 and costs(1) == 0.1 and costs(3) == pytest.approx(0.4 * 1.1 / 1.2)
+    assert best_length([Draft([1] * 15, 0.9, 2)], 3, costs) == 1, "four tokens for the time of four steps"
+    costs.learn(4, 60.0)
+    assert costs(4) < 0.4 * OUTLIER, "a step that was held up is no measure"
+    for _ in range(100):
+        costs.learn(4, 0.1)
+    assert costs(4) == pytest.approx(0.1, rel=0.01)
+    assert best_length([Draft([1] * 15, 0.9, 2)], 3, costs) == 3
+    fixed = Costs("int4", learns=False)
+    fixed.learn(4, 9.0)
+    assert fixed(4) == COSTS["int4"][4]
 
 
 def test_requests_say_what_they_may_still_write(story: Engine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,8 +40,8 @@ def transformers_scores(logits: torch.Tensor, seen: torch.Tensor, params: Sampli
 
 def check_against_transformers(logits: torch.Tensor, seen: torch.Tensor, params: SamplingParams) -> None:
     expected = transformers_scores(logits, seen, params)
-    scores = penalize(logits, seen, params.repetition_penalty) / params.temperature
-    ids, probabilities = survivors(scores, params)
+    scores = penalize(logits.numpy(), seen.numpy(), params.repetition_penalty) / np.float32(params.temperature)
+    ids, probabilities = map(torch.from_numpy, survivors(scores, params))
     assert ids.tolist() == sorted(ids.tolist())
     possible = ids[probabilities > 0]
     assert possible.tolist() == (expected.softmax(0) > 0).nonzero().squeeze(1).tolist()
@@ -92,7 +93,7 @@ def test_ties_agree_with_transformers_up_to_which_of_them(top_p: float) -> None:
     logits = torch.randint(5, (64,), generator=torch.Generator().manual_seed(9)).float()
     params = SamplingParams(temperature=1.0, top_k=20, top_p=top_p)
     expected = transformers_scores(logits, NONE_SEEN, params).softmax(0)
-    ids, probabilities = survivors(logits, params)
+    ids, probabilities = map(torch.from_numpy, survivors(logits.numpy(), params))
     assert len(set(ids.tolist())) == len(ids)
     torch.testing.assert_close(probabilities.sort().values, expected[expected > 0].sort().values, rtol=0, atol=1e-6)
 

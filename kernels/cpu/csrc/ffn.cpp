@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "pairs.h"
 #include "parallel.h"
 #include "require.h"
 #include "workspace.h"
@@ -18,42 +19,6 @@ struct Group {
   Group(const Matrix& matrix, const int32_t* ids, int64_t n) {
     for (int64_t i = 0; i < kRows; ++i) rows[i] = matrix.row(ids[std::min(i, n - 1)]);
   }
-};
-
-// Products that single tokens need of single rows, computed kRows at a time.
-class Pairs {
- public:
-  explicit Pairs(const Ffn& ffn) : ffn_(ffn) {}
-
-  void push(const void* row, const Course::Group& next, int64_t t, float value, float* product) {
-    rows_[n_] = row;
-    xs_[n_] = ffn_.x.token(t);
-    values_[n_] = value;
-    products_[n_] = product;
-    if (++n_ == kRows) flush(next.rows);
-  }
-
-  void finish() { flush(rows_); }
-
- private:
-  void flush(const void* const* next) {
-    if (n_ == 0) return;
-    for (int64_t i = n_; i < kRows; ++i) {
-      rows_[i] = rows_[0];
-      xs_[i] = xs_[0];
-    }
-    float u[kRows];
-    ffn_.kernels.dot_pairs[ffn_.up.format](rows_, next, xs_, ffn_.x.columns, u);
-    for (int64_t i = 0; i < n_; ++i) *products_[i] = values_[i] * ffn_.activation.up(u[i]);
-    n_ = 0;
-  }
-
-  const Ffn& ffn_;
-  int64_t n_ = 0;
-  const void* rows_[kRows];
-  const void* xs_[kRows];
-  float values_[kRows];
-  float* products_[kRows];
 };
 
 }  // namespace
@@ -120,7 +85,7 @@ void Ffn::multiply_up(const Listed& listed, const Course& course, int64_t start,
         else if (together)
           *to = v * activation.up(u[i * x.tokens + t]);
         else
-          pairs.push(group.rows[i], next, t, v, to);
+          pairs.push(group.rows[i], next.rows, t, v, to);
       }
     }
   }
@@ -129,24 +94,17 @@ void Ffn::multiply_up(const Listed& listed, const Course& course, int64_t start,
 
 void Ffn::add_down(const Listed& listed, const Course& course, int64_t start, const float* product,
                    const int32_t* live, int64_t n_live, float* y) const {
+  Sums sums[kMaxTokens];
   for (int64_t first = 0; first < n_live; first += kRows) {
-    const int64_t n = std::min(kRows, n_live - first);
-    const void* row[kRows];
-    for (int64_t i = 0; i < kRows; ++i) row[i] = down.row(listed.ids[live[first + std::min(i, n - 1)]]);
     const Course::Group next = course.ahead(start + first);
-    for (int64_t t = 0; t < x.tokens; ++t) {
-      const void* rows[kRows] = {row[0], row[0], row[0], row[0]};
-      float factors[kRows];
-      int64_t used = 0;
-      for (int64_t i = 0; i < n; ++i) {
-        const float h = product[live[first + i] * x.tokens + t];
-        if (h == 0 && !dense) continue;  // another token's neuron
-        rows[used] = row[i];
-        factors[used++] = h;
-      }
-      if (used > 0) kernels.axpy[down.format](rows, next.rows, factors, used, x.columns, y + t * x.stride);
+    for (int64_t k = first; k < std::min(first + kRows, n_live); ++k) {
+      const void* row = down.row(listed.ids[live[k]]);
+      const float* h = product + live[k] * x.tokens;
+      for (int64_t t = 0; t < x.tokens; ++t)
+        if (h[t] != 0 || dense) sums[t].push(*this, row, h[t], next.rows, y + t * x.stride);  // else another token's
     }
   }
+  for (int64_t t = 0; t < x.tokens; ++t) sums[t].finish(*this, y + t * x.stride);
 }
 
 Tally Ffn::add(const Listed& listed, const Course& course, int64_t start, float* product, int32_t* live,

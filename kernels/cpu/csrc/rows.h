@@ -38,8 +38,7 @@ constexpr int64_t packed_bytes(Format format, int64_t columns) {
 // to an instruction, and x is off by at most 2^-16 of the largest of its group. A block of kBlockColumns columns:
 struct Int8Block {
   int16_t x[kBlockColumns];
-  float scale;
-  float unused[15];
+  float scale[16];  // of every lane
 };
 struct Int4Block {
   int16_t x[4][32];   // in the order in which codes come out of the words, see packed.inc
