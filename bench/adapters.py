@@ -115,7 +115,7 @@ def ready(adapter: Adapter, tokens: Tensor, pp: int, tg: int, expected: Tensor) 
 
     def call(number: int) -> int:
         at = pp + number % tg
-        return int(adapter.decode(tokens[at : at + 1], at).argmax())
+        return int(adapter.decode(tokens[at : at + 1], at).max(dim=0).indices)  # as `modes.likeliest`
 
     return call
 

@@ -23,7 +23,7 @@ from prosparse.study.windows import cut, read_text
 from prosparse.weights.predictor import KINDS, Predictor
 
 from .clock import Timing, interleave, speedup
-from .modes import Run, decode_row, prefilled
+from .modes import Run, decode_row, likeliest, prefilled
 from .probe import Probe
 from .progress import Progress, stage
 from .row import Row
@@ -85,9 +85,9 @@ def _timed(
     sessions = {name: prefilled(each, tokens[:, : run.pp], tokens.shape[1]) for name, each in decoders.items()}
 
     def step_of(name: str) -> Callable[[int], object]:
-        def call(number: int) -> Tensor:
+        def call(number: int) -> list[int]:
             at = run.pp + number % run.tg
-            return sessions[name].decode(tokens[:, at : at + 1], (0,), (at,)).argmax(-1)
+            return likeliest(sessions[name].decode(tokens[:, at : at + 1], (0,), (at,)))
 
         return call
 

@@ -28,7 +28,7 @@ from prosparse.weights.synthetic import walk, write_synthetic
 
 from .clock import Timing, interleave
 from .decode import fit_layers
-from .modes import held_bytes
+from .modes import held_bytes, likeliest
 from .probe import Probe, bandwidth
 from .progress import Progress, stage
 from .row import Row, floor, make_row, measured
@@ -114,9 +114,9 @@ def _steps(
         session = sessions[count]
         list(session.prefill(torch.tensor(PROMPT)))
 
-        def call(number: int) -> torch.Tensor:
+        def call(number: int) -> list[int]:
             at = len(PROMPT) + number * count
-            return session.decode(given[:, at : at + count], (0,), (at,)).argmax(-1)
+            return likeliest(session.decode(given[:, at : at + count], (0,), (at,)))
 
         return call
 
@@ -165,7 +165,9 @@ def _texts(
         def call(_: int) -> None:
             drafts = None if right is None else KnownText(text, right, engine.config.vocab)
             if write(name, drafts) != text:
-                raise MachineError(f"bench: drafts of which {right:.0%} are right change the text; nothing was timed")
+                raise MachineError(
+                    f"bench: drafts of which {right or 0:.0%} are right change the text; nothing was timed"
+                )
 
         return call
 

@@ -32,7 +32,7 @@ from prosparse.weights.synthetic import Knobs, PlantedBases, synthetic_weights, 
 from .check import require_same_logits
 from .clock import interleave, speedup
 from .decode import DEFAULT_RUN, fit_layers
-from .modes import CHECKED, Run, decode_row, in_mode, prefilled, step_logits
+from .modes import CHECKED, Run, decode_row, in_mode, likeliest, prefilled, step_logits
 from .probe import Probe
 from .progress import Progress, stage
 from .row import Row
@@ -85,12 +85,12 @@ def compare_predictors(
     sessions = {name: prefilled(each, tokens[:, : run.pp], tokens.shape[1]) for name, each in decoders.items()}
 
     def step_of(name: str) -> Callable[[int], object]:
-        def call(number: int) -> Tensor:
+        def call(number: int) -> list[int]:
             at = number % run.tg
             if name == "oracle":
                 seen.reveal(choices[name], at)
             at += run.pp
-            return sessions[name].decode(tokens[:, at : at + 1], (0,), (at,)).argmax(-1)
+            return likeliest(sessions[name].decode(tokens[:, at : at + 1], (0,), (at,)))
 
         return call
 
