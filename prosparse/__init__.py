@@ -19,6 +19,7 @@ _HOME = {
     "load": "engine",
     "Engine": "engine",
     "Generation": "engine",
+    "Conversation": "engine",
     "SamplingParams": "config",
     "ModelConfig": "config",
     "ProsparseError": "errors",

@@ -80,10 +80,13 @@ class Chat:
     """
 
     def __init__(self, engine: Engine, system: str | None, sampling: dict[str, Any]) -> None:
+        from ..engine import Conversation  # heavy: torch and transformers
+
         self._engine, self._sampling = engine, sampling
         self._opening: Messages = [] if system is None else [{"role": "system", "content": system}]
         self._turns: Messages = []
         self.dropped = False
+        self._conversation = Conversation()
         engine.tokenizer.chat([*self._opening, {"role": "user", "content": "Hello"}])
 
     def reset(self) -> None:
@@ -102,7 +105,9 @@ class Chat:
             turns, self.dropped = turns[2:], True  # a question and its answer
             ids = self._engine.tokenizer.chat([*self._opening, *turns])
         pieces: list[str] = []
-        stream = self._engine.stream(ids, **self._sampling)  # refuses a prompt that fills the context by itself
+        stream = self._engine.stream(
+            ids, conversation=self._conversation, **self._sampling
+        )  # refuses a prompt that fills the context by itself
         try:
             for piece in stream:
                 pieces.append(piece)

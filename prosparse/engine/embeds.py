@@ -34,3 +34,10 @@ def check_embeds(given: object, where: str, width: int, context: int) -> Tensor:
         row = int((~finite).nonzero()[0])
         raise UserError(f"{where} has NaN or infinity, first at token {row}; check what made it")
     return embeds
+
+
+def check_one_of(what: str, prompt: object, inputs_embeds: object) -> None:
+    """Raise UserError unless one of the two is given."""
+    if (prompt is None) == (inputs_embeds is None):
+        got = "neither" if prompt is None else "both"
+        raise UserError(f"{what}: pass either a prompt or inputs_embeds, got {got}")

@@ -22,7 +22,8 @@ from ..model.decoder import Decoder
 from ..plan import Plan
 from .adapting import Adapting
 from .choice import TimesOf
-from .embeds import check_embeds
+from .conversation import Conversation
+from .embeds import check_embeds, check_one_of
 from .graph import StepPool
 from .kernels import KernelChoice
 from .lookup import Costs
@@ -122,11 +123,12 @@ class Engine:
                 option, or embeddings that are not finite or of another shape or dtype.
             MachineError: logits that are not finite, or no memory for the cache or the work.
         """
-        _check_one_of("generate", prompt, inputs_embeds)
+        check_one_of("generate", prompt, inputs_embeds)
         given: Any = inputs_embeds if prompt is None else prompt
         several = isinstance(given, Sequence) if prompt is None else is_batch(prompt)
         requests = self._requests(given if several else [given], params, options, prompt is None)
         with self._told("generate"):
+            self._choice.settle()
             session = self._session(len(requests))
             try:
                 for _ in session.run(requests, progress):
@@ -143,29 +145,32 @@ class Engine:
         *,
         inputs_embeds: Tensor | None = None,
         progress: Progress | None = None,
+        conversation: Conversation | None = None,
         **options: Any,
     ) -> Iterator[str]:
         """Continue one prompt, yielding its text in pieces as it becomes certain. Arguments and errors of `generate`.
 
-        A piece never splits a character, and the pieces together are the text. `engine.stats` is set at the end.
+        A piece never splits a character, and the pieces together are the text. `engine.stats` is set at the end. With a
+        conversation, what a prompt has in common with the one before it and its text is not read again.
         """
-        _check_one_of("stream", prompt, inputs_embeds)
+        check_one_of("stream", prompt, inputs_embeds)
         if isinstance(inputs_embeds, Sequence) or (prompt is not None and is_batch(prompt)):
             raise UserError("stream: takes one prompt, got a list; use generate for several")
         embedded = prompt is None
         request = self._requests([inputs_embeds if embedded else prompt], params, options, embedded)[0]
-        return self._stream(request, progress)
+        return self._stream(request, progress, conversation)
 
-    def _stream(self, request: Request, progress: Progress | None) -> Iterator[str]:
+    def _stream(self, request: Request, progress: Progress | None, kept: Conversation | None) -> Iterator[str]:
         with self._told("stream"):
-            session = self._session(1)
+            self._choice.settle()
+            session = self._session(1) if kept is None else kept.enter(request, self, lambda: self._session(1))
             try:
                 for _, piece in session.run([request], progress):
                     if piece:
                         yield piece
                 self._finished(request, session)
             finally:
-                session.close()
+                session.close() if kept is None else kept.leave(request)
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int] | Tensor, chunk: int | None = None) -> Tensor:
@@ -269,7 +274,6 @@ class Engine:
         return ids
 
     def _session(self, prompts: int) -> Session:
-        self._choice.settle()
         slots = prompts if self.plan.placement is None else 1  # a budget has room for the cache of one
         return Session(
             self.decoder, self.kv_dtype, slots, self.context, self.audit, self.prefill_chunk, self._pool, self._choice,
@@ -290,9 +294,3 @@ def is_batch(prompt: object) -> bool:
     if isinstance(prompt, str) or not isinstance(prompt, Sequence):
         return False
     return len(prompt) == 0 or not isinstance(prompt[0], Integral)
-
-
-def _check_one_of(what: str, prompt: object, inputs_embeds: object) -> None:
-    if (prompt is None) == (inputs_embeds is None):
-        got = "neither" if prompt is None else "both"
-        raise UserError(f"{what}: pass either a prompt or inputs_embeds, got {got}")

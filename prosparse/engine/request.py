@@ -55,6 +55,7 @@ class Request:
     ) -> None:
         self.params, self.eos_ids = params, frozenset() if params.ignore_eos else tokenizer.eos_ids
         self.prompt_tokens = self.length = len(prompt)
+        self.cached = 0  # of these, what the cache already holds
         room = context - len(prompt)
         self.limit = room if params.max_new_tokens is None else min(room, params.max_new_tokens)
         self.ids = torch.empty(len(prompt) + self.limit, dtype=torch.int64)  # prompt and text

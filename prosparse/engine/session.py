@@ -77,9 +77,9 @@ class Session:
             self.cache = KVCache(decoder.config, slots, context, kv_dtype, decoder.tiers.layers)
             self.tally = decoder.new_tally()
         self.audit = Audit(decoder, audit) if audit else None
+        self._choice = choice
+        self._follower = self._follow()
         self.steps = self.decode_tokens = self.surplus = self.positions_read = 0
-        frozen = self.steps_ahead is not None
-        self._follower = None if choice is None else Follower(choice, lambda: self.done, frozen)
         if adapting is not None:
             adapting.enter()
 
@@ -114,6 +114,17 @@ class Session:
         self._count(starts, token_ids.shape[1])
         return self.decoder.logits(hidden)
 
+    @torch.inference_mode()
+    def count_anew(self) -> None:
+        """Forget what was counted; the cache stays as it is."""
+        if self._follower is not None:
+            self._follower.close()
+        for part in parts_of(self.tally):
+            part.zero_()
+        self._follower = self._follow()
+        self.steps = self.decode_tokens = self.surplus = self.positions_read = 0
+        self.moved = None if self.adapting is None else (0, 0)
+
     def close(self) -> None:
         """Give back what the pool lent; nothing but what was counted is of use then."""
         if self._follower is not None:
@@ -125,6 +136,10 @@ class Session:
             self.tally = copied(self.steps_ahead.tally)
             self._pool.take_back(self.steps_ahead)
             self.steps_ahead = None
+
+    def _follow(self) -> Follower | None:
+        frozen = self.steps_ahead is not None
+        return None if self._choice is None else Follower(self._choice, lambda: self.done, frozen)
 
     def _decoder(self, tokens: int) -> Decoder:
         """What computes a step of so many tokens."""
@@ -162,8 +177,8 @@ class Session:
 
     @torch.inference_mode()
     def _start(self, request: Request, slot: int, progress: Progress | None) -> str:
-        done = 0
-        for hidden in self.prefill(request.prompt, slot):
+        done = request.cached
+        for hidden in self.prefill(request.prompt[done:], slot, done):
             last = hidden[-1:]
             done += len(hidden)
             if progress is not None:

@@ -7,6 +7,7 @@ predicted_sparsity    {"mean", "layers"}: share of neurons that the predictor le
                       for a layer that has none, which the mean leaves out, and None in other modes
 audit                 {"steps", "recall"}: see `prosparse.engine.audit`; None where none was asked for
 prefill_tokens        of this prompt
+cached_tokens         of these, what a conversation already had, which was not read again
 decode_tokens         tokens of this prompt's text that came from decode steps: all but the first
 ttft_s                from the request to its first token, loading excluded
 tokens_per_s          decode tokens per second of this prompt, None without any
@@ -115,6 +116,7 @@ def request_stats(request: Request, session: Session, decoder: Decoder, plan: Pl
         "predicted_sparsity": predicted_sparsity(session, decoder),
         "audit": None if session.audit is None else session.audit.stats(),
         "prefill_tokens": request.prompt_tokens,
+        "cached_tokens": request.cached,
         "decode_tokens": decoded,
         "ttft_s": request.first_at - request.created_at,
         "tokens_per_s": decoded / seconds if decoded and seconds > 0 else None,

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Engine:
-    return load(folder)
+    return load(folder, deterministic=True)  # then a conversation has the bits of prompts that are read anew
 
 
 @pytest.fixture
