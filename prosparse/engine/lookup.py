@@ -8,6 +8,7 @@ draft that is not tried is judged all the same.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ COSTS = {
     "int4": {1: 1.0, 2: 1.3, 3: 1.6, 4: 2.0, 8: 3.7, 16: 7.5},
 }
 LATEST, OUTLIER = 8, 2.0  # steps that a mean of seconds goes back, and times the mean that a step counts for at most
+FORGOTTEN = 64  # steps without one of so many tokens, after which its time is forgotten: a bad moment is not for good
 
 
 @dataclass
@@ -115,8 +117,15 @@ class Costs:
     def __init__(self, weights: str, learns: bool = True) -> None:
         self._prior, self._learns = COSTS.get(weights, COSTS["bf16"]), learns
         self._seconds: dict[int, float] = {}
+        self._latest: dict[int, int] = {}  # when each was timed, in steps
+        self._steps = 0
+        self._lock = threading.RLock()  # the runs of an engine share it
 
     def __call__(self, tokens: int) -> float:
+        with self._lock:
+            return self._cost(tokens)
+
+    def _cost(self, tokens: int) -> float:
         if tokens in self._seconds or not self._seconds:
             return self._seconds.get(tokens) or self._expected(tokens)
         timed = min(self._seconds, key=lambda other: abs(other - tokens))
@@ -125,8 +134,17 @@ class Costs:
     def learn(self, tokens: int, seconds: float) -> None:
         """A step took so long."""
         if self._learns:
-            mean = self._seconds.get(tokens, seconds)
-            self._seconds[tokens] = mean + (min(seconds, OUTLIER * mean) - mean) / LATEST
+            with self._lock:
+                self._learn(tokens, seconds)
+
+    def _learn(self, tokens: int, seconds: float) -> None:
+        mean = self._cost(tokens) if self._seconds else seconds
+        mean += (min(seconds, OUTLIER * mean) - mean) / (LATEST if tokens in self._seconds else 1)
+        self._seconds[tokens] = mean
+        self._steps += 1
+        self._latest[tokens] = self._steps
+        for other in [other for other, at in self._latest.items() if at + FORGOTTEN < self._steps]:
+            del self._seconds[other], self._latest[other]
 
     def _expected(self, tokens: int) -> float:
         above = next(known for known in self._prior if known >= tokens)
