@@ -44,8 +44,9 @@ GPU_TESTS = (
 )
 # Most of a test is compiling, which several processes do at once.
 WORKERS = ("-n", str(min(12, os.cpu_count() or 1))) if find_spec("xdist") else ()
-# Every result in a line of its own as it comes: a part may be stopped before its end says which failed.
-PYTEST = ("-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "no:warnings", "--tb=short")
+# Every result in a line of its own as it comes: a part may be stopped before its end says which failed. What knows the
+# marks of the tests stays loaded, or those of a whole folder are not even collected.
+PYTEST = ("-m", "pytest", "-v", "-p", "no:cacheprovider", "--disable-warnings", "--tb=short")
 
 
 @dataclass(frozen=True)

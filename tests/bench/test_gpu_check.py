@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -51,6 +55,21 @@ def test_parts_have_names_of_their_own_and_fit():
     for job in JOBS:
         for path in (part for command in job.commands for part in command if part.startswith("tests/")):
             assert (check.ROOT / path).exists(), path
+
+
+def test_pytest_knows_every_mark_where_a_part_starts_it():
+    """With one that it does not know it refuses the file, and with that every test of the part."""
+    listed = subprocess.run(
+        [sys.executable, *check.PYTEST, "--markers"],
+        cwd=check.ROOT, env=os.environ | {"PYTHONPATH": f"{check.ROOT}{os.pathsep}{check.ROOT / 'tests'}"},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    used = {
+        mark
+        for file in (check.ROOT / "tests").rglob("test_*.py")
+        for mark in re.findall(r"pytest\.mark\.(\w+)", file.read_text())
+    }
+    assert "filterwarnings" in used and used <= set(re.findall(r"^@pytest\.mark\.(\w+)", listed, re.M))
 
 
 def test_a_part_that_fails_or_hangs_leaves_its_rows_and_the_others(tmp_path, capsys):

@@ -35,7 +35,7 @@ def test_ops_in_the_interpreter(tests, sample):
     }
     files += [f"tests/triton/test_{name}.py" for op in launchers if op in tests.split() for name in launchers[op]]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "SAMPLE": str(sample)}
-    options = ["-q", "-p", "triton_sample", "-p", "no:cacheprovider", "-p", "no:warnings"]
+    options = ["-q", "-p", "triton_sample", "-p", "no:cacheprovider", "--disable-warnings"]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *files],
         cwd=ROOT,
