@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import ATTEND, attend_splits, pieces
+from .configs import ATTEND, attend_splits, attend_stages, pieces
 from .gpu import gpu_of
 from .tiles import dot
 
@@ -142,7 +142,8 @@ def launch(q: Tensor, keys: Tensor, values: Tensor, start: int, window: int) -> 
     attend_kernel[(kv_heads, blocks, splits)](
         q, keys, values, part, largest, total, start, rows, 1 / math.sqrt(head_dim), keys.stride(0), keys.stride(1),
         values.stride(0), values.stride(1), HEADS=heads, GROUP=group, WINDOW=window, HEAD_DIM=head_dim, BLOCK_D=block_d,
-        QUERIES=QUERIES, BLOCK_P=block_p, TERMS=pieces(q.dtype, keys.dtype), STAGES=stages, num_warps=warps,
+        QUERIES=QUERIES, BLOCK_P=block_p, TERMS=pieces(q.dtype, keys.dtype),
+        STAGES=attend_stages(stages, head_dim), num_warps=warps,
     )  # fmt: skip
     out = q.new_empty(rows, heads * head_dim)
     join_attend_kernel[(rows * heads,)](

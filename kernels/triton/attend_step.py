@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attend import QUERIES, join_head, run_of, walk
-from .configs import ATTEND, attend_splits, pieces
+from .configs import ATTEND, attend_splits, attend_stages, pieces
 from .gpu import gpu_of
 from .overlap import wait_for_previous
 from .sums import is_last
@@ -137,7 +137,7 @@ def launch(
         1 / math.sqrt(head_dim), blocks, keys.stride(0), keys.stride(1), keys.stride(2), values.stride(0),
         values.stride(1), values.stride(2), HEADS=heads, KV_HEADS=kv_heads, BIAS=bias is not None, OVERLAP=overlap,
         WINDOW=window, HEAD_DIM=head_dim, BLOCK_D=max(16, triton.next_power_of_2(head_dim)), QUERIES=QUERIES,
-        BLOCK_P=block_p, SPLITS=triton.next_power_of_2(splits), TERMS=pieces(qkv.dtype, keys.dtype), STAGES=stages,
-        num_warps=warps, launch_pdl=overlap,
+        BLOCK_P=block_p, SPLITS=triton.next_power_of_2(splits), TERMS=pieces(qkv.dtype, keys.dtype),
+        STAGES=attend_stages(stages, head_dim), num_warps=warps, launch_pdl=overlap,
     )  # fmt: skip
     return out

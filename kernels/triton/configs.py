@@ -29,6 +29,7 @@ AT_ONCE = 8  # partial sums of `down` added together
 ATTEND = (32, 4, 3)  # positions of a tile, warps, STAGES
 OVERLAP = False  # of the launches of a decode step: see `overlap`; on once a GPU has shown that it is right and faster
 MAX_SPLITS = 32  # of the context: what joins them is one program per head
+IN_FLIGHT = 64 << 10  # bytes of a loop's tiles at most: of the 99 KiB of shared memory that a program gets on every GPU
 
 
 def by_rows(weights: Matrices, tokens: int) -> bool:
@@ -57,6 +58,11 @@ def _row_warps(weights: Matrices) -> int:
     return 4 if few else 8
 
 
+def fitting_stages(stages: int, tile_bytes: int) -> int:
+    """So many, or fewer where tiles are so large that those in flight, all but the one in use, would not fit."""
+    return max(2, min(stages, 1 + IN_FLIGHT // tile_bytes))
+
+
 def sign_tile(signs: Matrices) -> tuple[int, int, int]:
     """(BLOCK_N, warps, STAGES) of `sign_select`: rows are short, and a tile is 8 KiB of them."""
     return max(1, min(32, SIGN_BYTES // (signs.row["UNITS"] * UNIT_BYTES))), 4, 3
@@ -71,6 +77,11 @@ def persistent(gpu: Gpu, weights: Matrices, tokens: int, rows: int, block_n: int
 def down_splits(gpu: Gpu, column_blocks: int) -> int:
     """Programs that share the slots of one block of columns: four per multiprocessor in all."""
     return max(1, 4 * gpu.sms // column_blocks)
+
+
+def attend_stages(stages: int, head_dim: int) -> int:
+    """So many, or fewer where heads are so long that tiles would not fit beside what they become as fp32."""
+    return stages if head_dim <= 128 else min(stages, 2)
 
 
 def attend_splits(gpu: Gpu, blocks: int, room: int) -> int:

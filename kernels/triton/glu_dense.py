@@ -9,10 +9,10 @@ from torch import Tensor
 
 from . import rms_norm
 from .activate import gate_value, weigh
-from .configs import TILE, by_rows, persistent, pieces, row_tile
+from .configs import TILE, by_rows, fitting_stages, persistent, pieces, row_tile
 from .down import down, new_tickets
 from .gpu import gpu_of
-from .layout import Matrices, Norm, Residual, matrices
+from .layout import UNIT_BYTES, Matrices, Norm, Residual, matrices
 from .overlap import ask_for_rows, wait_for_previous
 from .rows import dots, load_rows, load_tokens
 from .sums import zero_tickets
@@ -98,6 +98,7 @@ def every_neuron(
         block_n, warps, stages = row_tile(weights)
         if with_up:
             block_n = max(1, block_n // 2)  # a tile is rows of both
+            stages = fitting_stages(stages, 2 * block_n * weights.row["UNITS"] * UNIT_BYTES)
         gate_up_kernel[(persistent(gpu_of(x.device), weights, tokens, weights.rows, block_n),)](
             x, front, *pointers, h, tally, tickets, eps, threshold, weights.rows, tickets.numel(),
             NORM=norm is not None, OVERLAP=overlap, TOKENS=tokens, BLOCK_N=block_n, STAGES=stages, num_warps=warps,

@@ -16,11 +16,13 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tools"))
 
 from aot.checks import in_flight, per_weight, problems, programs_per_sm  # noqa: E402
-from aot.cubin import Resources  # noqa: E402
+from aot.cubin import Resources, compile_launch  # noqa: E402
 from aot.launches import launches  # noqa: E402
 from aot.targets import TARGETS, Case, launches_of  # noqa: E402
 
-from prosparse.kernels.triton import linear  # noqa: E402
+from prosparse.kernels.activation import Activation  # noqa: E402
+from prosparse.kernels.tally import new_tally  # noqa: E402
+from prosparse.kernels.triton import attend_step, glu_dense, linear  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter has no launches to record"
@@ -102,3 +104,24 @@ def test_a_row_that_starts_off_a_unit_is_read_by_elements():
         weight = torch.empty(64, width, dtype=torch.bfloat16, device="meta")[:, :96]
         (launch,) = launches(TARGETS[90].gpu, linear.launch, x, weight)
         assert (launch.values["STEP"], launch.values["distance"]) == (step, width // step)
+
+
+def empty(*shape, dtype=torch.float32):
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+@needs_compiler
+@pytest.mark.parametrize("what", ["rows of 5120 in fp32", "heads of 256"])
+def test_long_rows_and_heads_fit_where_shared_memory_is_small(what, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    target = TARGETS[89]
+    if what == "heads of 256":
+        cache, angles, place = empty(1, 8, 512, 256, dtype=torch.bfloat16), empty(512, 128), empty(1, dtype=torch.int32)
+        given = empty(1, 24 * 256), None, angles, angles, cache, cache, place, place, 0, place
+        launch = launches(target.gpu, attend_step.launch, *given)[0]
+    else:
+        weights, silu = (empty(64, 5120) for _ in range(3)), Activation("silu").code
+        launch = launches(target.gpu, glu_dense.launch, empty(1, 5120), *weights, silu, 0.0, False, new_tally("meta"))[
+            0
+        ]
+    assert programs_per_sm(launch, compile_launch(launch, 89), target) >= 1
