@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from prosparse.kernels import cpu
+
 from . import FORMATS
 from .report import table
 
@@ -75,7 +77,7 @@ def measuring(name: str, limit_s: int, what: str) -> Job:
 
 
 JOBS = (
-    measuring("environment", 60, "versions, read bandwidth, cost of a launch in a graph"),
+    measuring("environment", 120, "versions, read bandwidth, cost of a launch in a graph"),
     Job(
         "tests", 150, "tests of graphs, launchers and whole steps on the GPU", ((*PYTEST, *WORKERS, *GPU_TESTS),), (),
         ONE_THREAD,
@@ -190,6 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .parts import run_part  # Triton, and what measures
 
         return run_part(args.part, args.rows, args.rounds, (args.format,) if args.format else FORMATS)
+    if not cpu.available():
+        sys.stdout.write(
+            "gpu-check: the C++ kernels are not built, so hybrid has nothing to measure and tests compare with "
+            "references; `make kernels/cpu/_C.abi3.so` builds them, with the PY of this command\n"
+        )
     args.output.mkdir(parents=True, exist_ok=True)
     state_file = args.output / "state.json"
     source = state_file if state_file.exists() else args.resume

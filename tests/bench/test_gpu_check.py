@@ -137,11 +137,14 @@ def test_what_is_done_is_not_done_again_and_the_time_ends(tmp_path, capsys, monk
     assert state["one"]["status"] == "failed"
 
 
-def test_state_of_another_machine_is_taken_over(tmp_path, monkeypatch):
+@pytest.mark.parametrize("built", [True, False])
+def test_state_of_another_machine_is_taken_over(built, tmp_path, monkeypatch, capsys):
     state = {job.name: {"status": "done", "rows": [], "seconds": 1.0, "tail": ""} for job in JOBS}
     (tmp_path / "before.json").write_text(json.dumps(state))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(check.cpu, "available", lambda: built)
     assert main(["-o", str(tmp_path / "out"), "--resume", str(tmp_path / "before.json")]) == 0
+    assert ("`make kernels/cpu/_C.abi3.so` builds them" in capsys.readouterr().out) != built
 
 
 def test_the_table_is_short():
