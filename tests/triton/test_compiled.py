@@ -17,7 +17,7 @@ sys.path.append(str(ROOT / "tools"))
 
 from aot.checks import in_flight, per_weight, problems, programs_per_sm  # noqa: E402
 from aot.cubin import Resources, compile_launch  # noqa: E402
-from aot.launches import launches  # noqa: E402
+from aot.launches import launches, recorded  # noqa: E402
 from aot.targets import TARGETS, Case, launches_of  # noqa: E402
 
 from prosparse.kernels.activation import Activation  # noqa: E402
@@ -72,6 +72,14 @@ def test_kernels_compile_without_spills_and_with_wide_loads(tmp_path):
 def test_a_bad_kernel_is_told(change, said):
     wrong = problems(CASE, launch_of(CASE), replace(GOOD, **change), TARGETS[90])
     assert wrong == [] if said is None else any(said in problem for problem in wrong), wrong
+
+
+@needs_compiler
+def test_what_triton_or_a_gpu_refuses_at_launch_is_told():
+    with recorded(TARGETS[90].gpu), pytest.raises(TypeError, match="linear_kernel and this Triton know no launch_late"):
+        linear.linear_kernel[(1,)](num_warps=4, launch_late=True)
+    tall = replace(launch_of(CASE), grid=(1, 65536))
+    assert any("is refused" in problem for problem in problems(CASE, tall, GOOD, TARGETS[90]))
 
 
 @needs_compiler

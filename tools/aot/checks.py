@@ -35,6 +35,7 @@ BUDGET = {
     "rotary_store": (40, 1 << 10),
 }
 PARKED = 4  # the assembler may store a value or two before a loop and load it after it, to fit in one more program
+MOST_PROGRAMS = 65535  # along the second and third axis of a grid
 WHOLE_ROWS = {"linear", "select", "gate_up", "up", "ffn_23"}
 READERS = set(BUDGET) - {
     "join",
@@ -61,6 +62,8 @@ def problems(case: Case, launch: Launch, found: Resources, target: Target) -> li
         wrong.append(f"{found.shared} bytes of shared memory do not fit")
     if launch.name in WHOLE_ROWS and programs_per_sm(launch, found, target) * target.gpu.sms < launch.programs:
         wrong.append(f"{launch.programs} programs do not run at once: the last would be few, and wait for memory alone")
+    if max(launch.grid[1:], default=0) > MOST_PROGRAMS:
+        wrong.append(f"a grid of {launch.grid} is refused: {MOST_PROGRAMS} programs along the second and third axis")
     if launch.name in READERS:
         wide = found.copies.get(16, 0) + found.loads.get(16, 0)
         narrow = sum(n for loads in (found.copies, found.loads) for width, n in loads.items() if width < 4)

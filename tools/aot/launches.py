@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from triton.backends.nvidia.compiler import CUDAOptions
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
@@ -80,6 +81,8 @@ def recorded(target: gpu.Gpu) -> Iterator[list[Launch]]:
 
     def run(self: JITFunction, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
         names = [parameter.name for parameter in self.params]
+        if unknown := set(options) - set(names) - set(CUDAOptions.__dataclass_fields__):
+            raise TypeError(f"{self.__name__} and this Triton know no {', '.join(sorted(unknown))}")
         values = dict(zip(names, args, strict=False)) | {k: v for k, v in options.items() if k in names}
         found.append(Launch(self, tuple(grid), values, options["num_warps"]))
 
