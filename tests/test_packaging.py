@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import prosparse
 from prosparse.kernels import cpu
@@ -80,9 +81,12 @@ ISA = "import prosparse.kernels.linear; from prosparse.kernels import cpu; print
 def test_the_environment_caps_the_instruction_set():
     assert run(ISA, PROSPARSE_ISA="generic").stdout.strip() == "generic"
     result = run(ISA, PROSPARSE_ISA="sse9")
-    assert "PROSPARSE_ISA: limit is 'sse9'; supported are generic, avx2, avx512" in result.stderr
-    with pytest.raises(ValueError, match="cap_isa: limit is 'sse9'; supported are generic, avx2, avx512"):
+    supported = f"limit is 'sse9'; supported are {', '.join(cpu.ISAS)}"
+    assert f"PROSPARSE_ISA: {supported}" in result.stderr
+    with pytest.raises(ValueError, match=f"cap_isa: {supported}"):
         cpu.cap_isa("sse9")
+    with pytest.raises(RuntimeError, match=f"cpu_cap_isa: {supported}"):  # the extension knows the same names
+        torch.ops.prosparse.cpu_cap_isa("sse9")
 
 
 def test_a_broken_compiler_is_one_clear_line_or_an_error(tmp_path):

@@ -9,11 +9,15 @@ import functools
 import importlib
 import logging
 import os
+import platform
 
 import torch
 
 log = logging.getLogger("prosparse.kernels")
-ISAS = ("generic", "avx2", "avx512", "avx512vnni")
+_X86 = ("generic", "avx2", "avx512", "avx512vnni")
+_ARM = ("generic", "neon")
+# What the extension knows on this kind of processor, worst first.
+ISAS = {"x86_64": _X86, "AMD64": _X86, "aarch64": _ARM, "arm64": _ARM}.get(platform.machine(), ("generic",))
 
 
 @functools.cache

@@ -122,7 +122,7 @@ def _kernels() -> Finding:
     if in_use != usable[-1]:
         warning = f"PROSPARSE_ISA={limit} keeps {usable[-1]} from being used; unset it"
     elif in_use == "generic":
-        warning = "this processor has neither AVX2 nor AVX-512; decoding is slow"
+        warning = "this processor has none of AVX2, AVX-512 and NEON; decoding is slow"
     value = f"C++ {in_use} (this processor runs {', '.join(usable)})"
     return Finding("kernels", value, warning, {"in_use": in_use, "available": usable, "why_not": None})
 

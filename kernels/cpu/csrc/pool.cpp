@@ -26,6 +26,8 @@ constexpr int kPatience = 2000;  // pauses before the owner of a region sleeps a
 inline void relax() {
 #if defined(__x86_64__)
   _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");  // waits until the pipeline is empty; most cores do not wait at `yield`
 #else
   std::this_thread::yield();
 #endif

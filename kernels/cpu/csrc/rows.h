@@ -94,6 +94,8 @@ extern const RowKernels kGenericKernels;
 extern const RowKernels kAvx2Kernels;
 extern const RowKernels kAvx512Kernels;
 extern const RowKernels kAvx512VnniKernels;
+#elif defined(__aarch64__)
+extern const RowKernels kNeonKernels;
 #endif
 
 }  // namespace prosparse
