@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -93,15 +94,30 @@ def cache_folder() -> Path:
 
 
 @cache
-def processor_name() -> str:
-    """Marketing name of the processor."""
+def processor_name(root: Path = Path("/")) -> str:
+    """Marketing name of the processor; Linux on Arm knows numbers of maker and part alone."""
+    found: dict[str, list[str]] = {}
+    for line in _lines(root / "proc/cpuinfo"):
+        key, _, value = map(str.strip, line.partition(":"))
+        if value not in found.setdefault(key, []):
+            found[key].append(value)
+    if "model name" in found:
+        return found["model name"][0]
+    if "CPU part" in found:  # several where cores differ
+        makers, parts = ("/".join(found.get(key, ["?"])) for key in ("CPU implementer", "CPU part"))
+        return f"{platform.machine()}, implementer {makers}, part {parts}"
+    return _brand() or platform.processor() or platform.machine()
+
+
+def _brand() -> str:
+    """What macOS calls the processor; nothing elsewhere."""
+    if platform.system() != "Darwin":
+        return ""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return ""
 
 
 def describe(device: torch.device) -> str:

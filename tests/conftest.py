@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +66,10 @@ def compiled_backends() -> list[str]:
     cpu.cap_isa(in_use)
     return found
 
+
+# Where Triton is not installed (macOS), the folder tests/triton would be taken for it.
+if (found_triton := find_spec("triton")) is not None and found_triton.origin is None:
+    sys.modules["triton"] = None  # type: ignore[assignment]
 
 # A GPU machine may have no more than pytest beside what running needs.
 collect_ignore = [] if find_spec("hypothesis") else [

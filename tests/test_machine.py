@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,60 @@ def test_load_uses_the_default_and_says_so(tmp_path, two_at_once, caplog):
 def test_this_machine():
     found = processors()
     assert 1 <= found.cores <= found.logical and found.threads >= 1
+
+
+def cpuinfo(*fields: str) -> dict[str, str]:
+    """Two processors of these fields."""
+    return {"proc/cpuinfo": "\n\n".join("\n".join([f"processor\t: {n}", *fields]) for n in range(2))}
+
+
+NAMES: dict[str, tuple[dict[str, str], str]] = {
+    "x86": (cpuinfo("vendor_id\t: AuthenticAMD", "model name\t: AMD EPYC 9R14"), "AMD EPYC 9R14"),
+    "Arm": (cpuinfo("CPU implementer\t: 0x41", "CPU part\t: 0xd4f"), "aarch64, implementer 0x41, part 0xd4f"),
+    "Arm, two kinds of cores": (
+        {"proc/cpuinfo": "CPU implementer\t: 0x61\nCPU part\t: 0x022\n\nCPU implementer\t: 0x61\nCPU part\t: 0x023"},
+        "aarch64, implementer 0x61, part 0x022/0x023",
+    ),
+    "nothing can be read": ({}, "aarch64"),
+}
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Say what system and machine Python runs on."""
+
+    def say(system: str, machine: str) -> None:
+        for name, answer in (("system", system), ("machine", machine), ("processor", "")):
+            monkeypatch.setattr(platform, name, lambda answer=answer: answer)
+
+    return say
+
+
+@pytest.mark.parametrize(("files", "expected"), NAMES.values(), ids=NAMES.keys())
+def test_the_name_of_the_processor(tmp_path, on, files, expected):
+    on("Linux", "aarch64")
+    assert machine.processor_name(write(tmp_path, files)) == expected
+
+
+@pytest.mark.parametrize("brand", ["Apple M2 Max", None])
+def test_the_name_of_the_processor_on_macos(tmp_path, on, monkeypatch, brand):
+    def run(command: list[str], **how: object) -> subprocess.CompletedProcess[str]:
+        if brand is None:
+            raise FileNotFoundError(command[0])
+        return subprocess.CompletedProcess(command, 0, stdout=f"{brand}\n")
+
+    on("Darwin", "arm64")
+    monkeypatch.setattr(subprocess, "run", run)
+    assert machine.processor_name(tmp_path) == (brand or "arm64")
+
+
+def test_a_system_without_affinity_and_proc(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert processors(tmp_path) == Processors(8, 8, None)
+
+    def missing(path: Path, *args: object) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert machine.available_memory() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

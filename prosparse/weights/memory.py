@@ -70,7 +70,7 @@ class Arena(Block):
             try:
                 block.madvise(mmap.MADV_HUGEPAGE)
             except (AttributeError, OSError) as error:
-                log.info("no huge pages for the weights (%s): pages of 4 KiB serve, somewhat slower", error)
+                log.info("no huge pages for the weights (%s): ordinary pages serve, somewhat slower", error)
         self._bytes = torch.frombuffer(block, dtype=torch.uint8)  # keeps the block alive, as every view of it does
         self._used = -self._bytes.data_ptr() % HUGE_PAGE
 
