@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from .graph import StepPool
 from .kernels import Follower, KernelChoice
 from .lookup import Costs, best_length
 from .request import Request
-from .tallies import Tally, copied, parts_of
+from .tallies import Tally, copied, counts_of, parts_of
 
 log = logging.getLogger("prosparse")
 
@@ -86,7 +87,7 @@ class Session:
     @property
     def done(self) -> list[list[int]]:
         """What the decode steps did, per layer: see `kernels.tally`."""
-        return [layer for part in parts_of(self.tally) for layer in part.tolist()]
+        return counts_of(self.tally)
 
     @property
     def dense_steps(self) -> list[int]:
@@ -139,7 +140,8 @@ class Session:
 
     def _follow(self) -> Follower | None:
         frozen = self.steps_ahead is not None
-        return None if self._choice is None else Follower(self._choice, lambda: self.done, frozen)
+        # It has the counters and not this session: two that held each other would keep the cache until a collection.
+        return None if self._choice is None else Follower(self._choice, partial(counts_of, self.tally), frozen)
 
     def _decoder(self, tokens: int) -> Decoder:
         """What computes a step of so many tokens."""

@@ -12,6 +12,11 @@ def parts_of(tally: Tally) -> list[Tensor]:
     return [tally] if isinstance(tally, Tensor) else tally
 
 
+def counts_of(tally: Tally) -> list[list[int]]:
+    """What is counted, per layer: see `kernels.tally`."""
+    return [layer for part in parts_of(tally) for layer in part.tolist()]
+
+
 def copied(tally: Tally) -> Tally:
     """Another one with the same counts."""
     return tally.clone() if isinstance(tally, Tensor) else [part.clone() for part in tally]
