@@ -27,7 +27,7 @@ class Course {
     return group;
   }
   int64_t distance() const {
-    const int64_t bytes = segments_[0].matrix->bytes;
+    const int64_t bytes = std::max<int64_t>(segments_[0].matrix->bytes, 1);  // a row may be empty
     return kRows * std::max<int64_t>(1, (kAheadBytes + bytes - 1) / bytes);
   }
 
@@ -74,7 +74,8 @@ inline void request(const Matrix& matrix, int64_t row) {
 inline void Upcoming::request(int64_t task, Seat seat) const {
   constexpr int64_t kBytes = 48 << 10;
   if (matrix == nullptr || seat.then != task) return;
-  const int64_t begin = seat.front ? 0 : back, end = std::min(matrix->rows, begin + kBytes / matrix->bytes);
+  const int64_t begin = seat.front ? 0 : back, rows = kBytes / std::max<int64_t>(matrix->bytes, 1);
+  const int64_t end = std::min(matrix->rows, begin + rows);
   for (int64_t row = begin; row < end; ++row) prosparse::request(*matrix, row);
 }
 
