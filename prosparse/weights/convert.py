@@ -31,9 +31,10 @@ from .load import has_own_lm_head
 from .names import check_names, expected_shapes, format_of, is_down, is_matrix, packed_shape
 from .output import check_free, write_weights
 from .pickled import PickledCheckpoint
-from .reader import block_workers, copy_matrix, wait
+from .reader import copy_matrix, wait
 from .tables import Names, names_of
 from .work_folder import fingerprint, work_folder
+from .workers import block_workers
 from .writer import Entry
 
 SHARD_BYTES = 2 * 10**9  # what a conversion that is killed may have to do again

@@ -20,8 +20,9 @@ from .memory import Place
 from .model_weights import ColdWeights, LayerWeights, ModelWeights
 from .names import bias_of, check_names, expected_shapes, format_of
 from .pickled import PickledCheckpoint
-from .reader import Progress, Reader, block_workers
+from .reader import Progress, Reader
 from .tables import Names, names_of
+from .workers import block_workers
 
 log = logging.getLogger("prosparse")
 

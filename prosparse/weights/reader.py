@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -36,22 +35,6 @@ BLOCK_ROWS = 256
 def width(fmt: str, columns: int) -> int:
     """Elements of a row's tensor in a format."""
     return row_bytes(fmt, columns) if fmt in PACKED else columns
-
-
-@contextmanager
-def block_workers() -> Iterator[Executor]:
-    """As many threads as PyTorch may use, each of which does its blocks alone.
-
-    With OpenMP all threads meet after every operation on a block, and wait spinning: on a machine that has other work,
-    loading took five times the processor time.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads that are started from here on inherit it
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +86,7 @@ def copy_matrix(
         out: [rows, width(fmt, columns)] in the dtype of the format; its rows may lie apart. Or two such tensors.
         fmt: a weight format.
         columns: of the result.
-        workers: see `block_workers`.
+        workers: see `workers.block_workers`.
         transpose: the columns of a float matrix become rows; a packed one is stored that way.
         order: which row of the source becomes each row, [rows] int64; not with transpose. None is as stored.
 
@@ -150,7 +133,7 @@ class Reader:
         checkpoint: where they are read.
         sizes: (rows, columns) of every matrix as Hugging Face stores it, whatever the checkpoint packs it to.
         place: where whole tensors go; may be set anew between them.
-        workers: see `block_workers`.
+        workers: see `workers.block_workers`.
         progress: called with (done, total) bytes.
     """
 
