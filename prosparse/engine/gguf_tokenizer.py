@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from ..config.fields import Fields, finite, show
 from ..errors import TokenizerError
 from ..weights.gguf import GgufFile
+from .tokenizer_files import importing
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -74,7 +75,8 @@ def load_gguf_tokenizer(file: GgufFile) -> Any:
     own = [token for token, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED and token not in special]
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in own])
     _frame(tokenizer, keys, kind, names)
-    from transformers import PreTrainedTokenizerFast  # 1 s to import
+    with importing:  # 1 s
+        from transformers import PreTrainedTokenizerFast
 
     template = keys.data.get("tokenizer.chat_template")
     given = {name: token for name, token in names.items() if token is not None}

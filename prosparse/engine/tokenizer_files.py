@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..errors import MissingFileError, TokenizerError
+
+importing = threading.Lock()  # a thread that imports transformers while another one does finds it half made
 
 
 def load_pretrained(folder: Path) -> Any:
@@ -36,7 +39,8 @@ def load_pretrained(folder: Path) -> Any:
     if not has_json and has_sentencepiece:
         _need_sentencepiece(folder)
 
-    from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedConfig, PreTrainedTokenizerFast  # 1 s to import
+    with importing:  # 1 s
+        from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
