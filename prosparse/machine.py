@@ -87,10 +87,13 @@ def available_memory() -> int:
 
 
 def cache_folder() -> Path:
-    """Where is kept what can be made again: PROSPARSE_CACHE, or `prosparse` among the user's caches."""
+    """Where is kept what can be made again: PROSPARSE_CACHE, or `prosparse` among the user's caches, or in TMPDIR."""
     if own := os.environ.get("PROSPARSE_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prosparse"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prosparse"
+    except RuntimeError:  # no HOME, and a user whom the system does not know: a container's
+        return Path(os.environ.get("TMPDIR") or "/tmp") / f"prosparse-{os.getuid()}"
 
 
 @cache

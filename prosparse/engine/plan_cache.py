@@ -33,7 +33,7 @@ class PlanCache:
         path = self.folder / "profile.safetensors"
         try:
             return Profile.load(path) if path.exists() else None
-        except UserError as fault:
+        except (UserError, OSError) as fault:  # of a folder that may not be looked into
             log.warning("%s; it is made again", fault)
             return None
 
@@ -45,7 +45,7 @@ class PlanCache:
         path = self.folder / f"{key}.json"
         try:
             return Plan.load(path) if path.exists() else None
-        except UserError as fault:
+        except (UserError, OSError) as fault:
             log.warning("%s", fault)
             return None
 

@@ -62,11 +62,9 @@ def cache_file(facts: dict[str, str], what: str = "machine") -> Path:
 
 def _read(path: Path) -> Machine | None:
     """What is kept there; None where that is nothing, or nothing that this version reads."""
-    if not path.is_file():
-        return None
     try:
-        return Machine.load(path)
-    except UserError as error:
+        return Machine.load(path) if path.is_file() else None
+    except (UserError, OSError) as error:  # of a folder that may not be looked into
         log.info("%s; measuring again", error)
         return None
 

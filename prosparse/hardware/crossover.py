@@ -27,6 +27,7 @@ HIGHEST = SPARSITIES[-1]  # no crossover lies above: there exact is 1.1 to 2 tim
 UNMEASURED = 0.05  # the crossover where none was measured: so many zeros save 3 % of the bytes, what exact loses at 0
 TIE = 0.01  # times that differ by less are equal: p10 of so few calls knows no better
 LEAST_CALLS, MOST_CALLS, POINT_S = 12, 60, 0.15  # of each op for a point: as many as fit into that time
+NO_TIME = 1e-9  # seconds: what a clock that stands still, or goes back, says of either op
 SHARED = 0.5  # of the input's variance, between the tokens of a step, which so share more neurons than by chance
 
 
@@ -132,4 +133,4 @@ def _point(
             times.append(now())
         samples.append([after - before for before, after in pairwise(times)])
     dense_s, exact_s = np.percentile(samples[1:], 10, axis=0)  # the first wakes the threads
-    return float(dense_s), float(exact_s)
+    return max(float(dense_s), NO_TIME), max(float(exact_s), NO_TIME)

@@ -68,9 +68,9 @@ class KeptTimes:
 
 
 def _read(path: Path) -> Times | None:
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         data = parse_json_object(path.read_text(encoding="utf-8"), str(path), UserError)
         if data.pop("schema_version", None) != SCHEMA_VERSION:
             raise UserError(f"{path}: schema_version is not {SCHEMA_VERSION}")

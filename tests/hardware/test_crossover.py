@@ -99,6 +99,13 @@ def test_a_table_is_measured_in_turns_over_cold_layers() -> None:
     assert all(abs(a - b) > 1 for (a, _), (b, _) in itertools.pairwise(calls[: 2 * LEAST_CALLS]))
 
 
+@pytest.mark.parametrize("pace", [0.0, -1.0])
+def test_a_clock_that_does_not_go_forward_says_nothing(pace: float) -> None:
+    ticks = itertools.count()
+    times = measure_times([FakeLayer(Clock(), 0, [])], 8, 1, now=lambda: pace * next(ticks))
+    assert times.dense_s == times.exact_s and times.crossover == 0
+
+
 HIDDEN, NEURONS = 96, 200
 
 
