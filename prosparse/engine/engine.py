@@ -285,8 +285,9 @@ class Engine:
         return told(where, held, self.decoder.tiers.layers[-1].device)
 
     def _finished(self, request: Request, session: Session) -> Generation:
-        self.stats = request_stats(request, session, self.decoder, self.plan)
-        return Generation(request.text, request.token_ids, request.finish_reason, self.stats)
+        self.stats = stats = request_stats(request, session, self.decoder, self.plan)
+        # not self.stats again: another thread's run may have ended meanwhile
+        return Generation(request.text, request.token_ids, request.finish_reason, stats)
 
 
 def is_batch(prompt: object) -> bool:

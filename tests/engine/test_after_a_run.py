@@ -37,6 +37,23 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[KVCache
     gc.enable()
 
 
+def test_a_result_has_its_own_stats_when_another_run_ends_beside_it(engine: Engine) -> None:
+    class Interrupted(Engine):
+        """Where its stats are set, another thread is given way to, whose run ends."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "stats" and value["prefill_tokens"] == 3:
+                self.generate([1, 2, 3, 4], max_new_tokens=1)
+
+    engine.__class__ = Interrupted
+    try:
+        assert engine.generate([1, 2, 3], max_new_tokens=1).stats["prefill_tokens"] == 3
+    finally:
+        engine.__class__ = Engine
+    assert engine.stats["prefill_tokens"] == 4
+
+
 def run(engine: Engine) -> None:
     engine.generate(["one", "two"], max_new_tokens=4)
 
