@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,7 @@ class Accelerated(nn.Module):
         activation: of the FFN.
         mode: "exact", "dense" or "predicted".
         guess: of mode predicted: which neurons to look at.
+        act_found: the module's own activation, and its threshold, as they were found.
         tally_size: counters of a step, see `kernels.tally`.
     """
 
@@ -38,6 +40,7 @@ class Accelerated(nn.Module):
     activation: Activation
     mode: str
     guess: Guess | None
+    act_found: tuple[Any, float | None]
     prosparse_tally: Tensor
     prosparse_tokens: Tensor
     prosparse_steps: Tensor
@@ -62,6 +65,12 @@ class Accelerated(nn.Module):
         self.prosparse_tokens.add_(tokens)
         if self.guess is not None:
             self.prosparse_steps.add_(1)
+
+    def computes_as_found(self) -> bool:
+        """Whether the module's own activation is still that which was found."""
+        act, threshold = self.act_found
+        own = self._modules.get("act_fn") if isinstance(act, nn.Module) else getattr(self, "act_fn", None)
+        return own == act and getattr(own, "threshold", None) == threshold
 
     def mixin(self) -> type[Accelerated]:
         """What is mixed into `dense_class`."""
@@ -113,12 +122,13 @@ def install(
     counters = {TALLY: new_tally(device, size=mixin.tally_size)}
     counters |= {name: torch.zeros(1, dtype=torch.int64, device=device) for name in (TOKENS, STEPS)}
     if down is not None and down.is_floating_point():  # packed rows lie as they must
-        down.data = down.data.t().contiguous().t()  # the last step that can fail, and before anything has changed
+        _lay_out(
+            down, lambda data: data.t().contiguous().t()
+        )  # the last step that can fail, and nothing has changed yet
     for name, counter in counters.items():
         module.register_buffer(name, counter, persistent=False)
-    _change_class(
-        module, accelerated_class(mixin, dense_class), {"activation": activation, "mode": mode, "guess": guess}
-    )
+    attributes = {"activation": activation, "mode": mode, "guess": guess, "act_found": _act_of(module)}
+    _change_class(module, accelerated_class(mixin, dense_class), attributes)
 
 
 @torch.inference_mode(False)
@@ -126,12 +136,24 @@ def install(
 def uninstall(module: Accelerated, down: nn.Parameter | None) -> None:
     """Undo `install`: layout, class and attributes are as before."""
     if down is not None:
-        down.data = down.data.contiguous()
-    del module.activation, module.mode, module.guess
+        _lay_out(down, Tensor.contiguous)
+    del module.activation, module.mode, module.guess, module.act_found
     for name in (TALLY, TOKENS, STEPS):
         delattr(module, name)
     module._non_persistent_buffers_set -= {TALLY, TOKENS, STEPS}
     _change_class(module, module.dense_class, {})
+
+
+def _lay_out(parameter: nn.Parameter, data_of: Callable[[Tensor], Tensor]) -> None:
+    """Replace a parameter's memory. One that was made in inference mode stays one of it: a mixture has no use."""
+    with torch.inference_mode(parameter.is_inference()):
+        parameter.data = data_of(parameter.data)
+
+
+def _act_of(module: nn.Module) -> tuple[Any, float | None]:
+    """What an FFN applies to its gate, and its threshold, by which a later change is found."""
+    act = getattr(module, "act_fn", None)
+    return act, getattr(act, "threshold", None)
 
 
 def _change_class(module: nn.Module, wanted: type[nn.Module], attributes: dict[str, Any]) -> None:

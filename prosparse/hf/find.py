@@ -85,6 +85,9 @@ def find_ffns(model: nn.Module) -> Found:
     probed: dict[tuple[type[nn.Module], Activation], Activation | None] = {}
     for name, module in model.named_modules():
         if isinstance(module, AcceleratedGLU):
+            if not module.computes_as_found():
+                found.left[name] = "its activation was replaced since it was accelerated; restore the model first"
+                continue
             found.sites.append(Site(name, module, module.activation, module.dense_class, module.mixin()))
         elif all(hasattr(module, child) for child in (*CHILDREN, "act_fn")):
             site = examine(name, module, config, probed)

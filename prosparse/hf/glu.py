@@ -21,8 +21,8 @@ class AcceleratedGLU(Accelerated):
 
     A step of 1 to `MAX_ROWS` tokens goes to the kernels. Everything else takes the model's own forward: more tokens,
     autograd, another dtype than the weights', weights that are elsewhere (offloaded) or were replaced by ones in
-    another layout, projections that are no plain Linears any more (adapters), and a layer with forward hooks on its
-    projections or activation, which would see nothing.
+    another layout, projections that are no plain Linears any more (adapters) or have got a bias, another activation or
+    threshold, and a layer with forward hooks on its projections or activation, which would see nothing.
 
     Steps of one token per sequence are counted for `stats`; short prompts and the guesses of assisted decoding are not.
     """
@@ -67,11 +67,13 @@ class AcceleratedGLU(Accelerated):
             child = children[name]
             if type(child) is not nn.Linear or ("forward" in child.__dict__ and "_hf_hook" not in child.__dict__):
                 return False
-            weight = child.weight
-            if weight.dtype is not x.dtype or weight.device != x.device:
+            weight = child._parameters.get("weight")
+            if weight is None or weight.dtype is not x.dtype or weight.device != x.device:
+                return False
+            if child._parameters["bias"] is not None or weight.stride(0 if name == CHILDREN[2] else 1) != 1:
                 return False
             wants_grad = wants_grad or weight.requires_grad
-        return weight.stride(0) == 1 and not (wants_grad and torch.is_grad_enabled())
+        return self.computes_as_found() and not (wants_grad and torch.is_grad_enabled())
 
 
 def weights_of(module: nn.Module) -> list[nn.Parameter]:

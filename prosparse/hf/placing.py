@@ -143,6 +143,8 @@ def _format_of(model: nn.Module, sites: list[Site]) -> str:
                 f"accelerate: {name} is on {parameter.device}; a budget divides a model that is on the CPU: load it "
                 'with device_map="cpu"'
             )
+        if parameter.is_inference():
+            raise UserError(f"accelerate: {name} was made in inference mode; load a model to be divided outside of it")
         dtypes.add(parameter.dtype)
     hooked = next((name for name, module in model.named_modules() if "_hf_hook" in module.__dict__), None)
     if hooked is not None:
