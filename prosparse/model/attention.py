@@ -6,8 +6,7 @@ Each sequence is computed by itself, so its result does not depend on which othe
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,7 +29,6 @@ View = Callable[[Tensor, Tensor], None]
 # Of a prompt at a time: what lies behind them is left out, which PyTorch would compute and mask. 512 tokens of 24
 # heads take 9 ms so, and 12.5 at once.
 QUERIES = 128
-PREFILL_QUERIES = 512  # as many as a step of prefill has, so that its masks are kept from layer to layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +47,7 @@ class Step:
     rows: int
     cos: Tensor
     sin: Tensor
+    _masks: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False)
 
     @classmethod
     def at(cls, slots: tuple[int, ...], starts: tuple[int, ...], rows: int, rope: RopeTable) -> Step:
@@ -58,6 +57,18 @@ class Step:
         position = (torch.tensor(starts)[:, None] + torch.arange(rows)).flatten().to(rope.cos.device)
         # not cos[position]: that wakes PyTorch's threads, which then spin in the way of ours for milliseconds
         return cls(slots, starts, rows, rope.cos.index_select(0, position), rope.sin.index_select(0, position))
+
+    def mask(self, group: int, rows: int, start: int, length: int, window: int, like: Tensor) -> Tensor:
+        """What is added to the scores, [group * rows, length], the rows of a head adjacent; made for the first layer.
+
+        The others take the same, and it goes with the step: with long contexts it is large.
+        """
+        key = group, rows, start, length, window
+        if key not in self._masks:
+            hidden = ~visible(rows, start, length, window, like.device)
+            mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
+            self._masks[key] = mask.masked_fill_(hidden, -torch.inf).repeat(group, 1)
+        return self._masks[key]
 
 
 class Attention:
@@ -111,7 +122,7 @@ class Attention:
             own = slice(i * step.rows, (i + 1) * step.rows)
             keys, values = cache.up_to(self.layer, slot, start + step.rows)
             q = rotary_store(x[own], step.cos[own], step.sin[own], keys, values, start)
-            attended.append(self._attend(q, keys, values, start))
+            attended.append(self._attend(q, keys, values, start, step))
         joined = attended[0] if len(attended) == 1 else torch.cat(attended)
         if view is not None:
             view(given.float(), joined.float())
@@ -124,7 +135,7 @@ class Attention:
     def _normed(self, residual: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return normalize(residual, self.norm, self.norm_bias, self.norm_eps, dtype)
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, start: int, step: Step) -> Tensor:
         """One sequence: q [rows, heads, head_dim] over keys and values [kv_heads, length, head_dim]."""
         rows, group = q.shape[0], self.heads // self.kv_heads
         if rows <= MAX_ROWS:
@@ -138,17 +149,8 @@ class Attention:
             # Query heads that share a key head become rows of one attention, so keys are never repeated.
             grouped = some.view(len(some), self.kv_heads, group, self.head_dim).permute(1, 2, 0, 3)
             grouped = grouped.reshape(1, self.kv_heads, group * len(some), self.head_dim)
-            mask = _mask(group, len(some), start + begin - first, end - first, self.window or 0, q.dtype, q.device)
+            mask = step.mask(group, len(some), start + begin - first, end - first, self.window or 0, q)
             out = scaled_dot_product_attention(grouped, *part, attn_mask=mask)
             out = out.view(self.kv_heads, group, len(some), self.head_dim).permute(2, 0, 1, 3)
             parts.append(out.reshape(len(some), self.heads * self.head_dim))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-@lru_cache(PREFILL_QUERIES // QUERIES)
-def _mask(
-    group: int, rows: int, start: int, length: int, window: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """What is added to the scores, [group * rows, length], the rows of a head adjacent; the same in every layer."""
-    hidden = ~visible(rows, start, length, window, device)
-    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf).repeat(group, 1)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_engine import assert_logits_close, decoded_logits, make_model, some_tokens
+from torch.nn.functional import scaled_dot_product_attention
 
 import prosparse
 from prosparse.engine import Engine
 from prosparse.engine.session import Session
 from prosparse.kernels import cpu
+from prosparse.model import attention
 
 needs_kernels = pytest.mark.skipif(not cpu.available(), reason="the PyTorch reference makes no bitwise promise")
 # bf16 prefill rounds activations to 8 bits before each GEMM, decode does not: some 2^-9 a product, over 14 products.
@@ -49,6 +52,29 @@ def test_decode_equals_teacher_forcing_in_16_bits(folder: Path, mode: str, weigh
 def test_prefill_in_chunks_equals_prefill_at_once(engine: Engine, chunk: int) -> None:
     ids = some_tokens(100)
     assert_logits_close(engine.logits(ids, chunk=chunk), engine.logits(ids), f"chunks of {chunk}")
+
+
+def test_masks_are_made_for_the_first_layer_and_go_with_the_step(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, made = attention.visible, list[weakref.ref[torch.Tensor]]()
+    masks = set[int]()
+
+    def visible(*given: object) -> torch.Tensor:
+        made.append(weakref.ref(found := seen(*given)))
+        return found
+
+    def attend(*given: torch.Tensor, attn_mask: torch.Tensor) -> torch.Tensor:
+        made.append(weakref.ref(attn_mask))
+        masks.add(id(attn_mask))
+        return scaled_dot_product_attention(*given, attn_mask=attn_mask)
+
+    monkeypatch.setattr(attention, "visible", visible)
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", attend)
+    engine.logits(some_tokens(200))
+    parts, layers = 2, len(engine.decoder.blocks)  # 128 tokens, and 72
+    assert len(made) == parts + parts * layers and len(masks) == parts
+    assert all(mask() is None for mask in made), "of a long context they are large"
 
 
 def test_several_rows_per_slot_equal_one_by_one(engine: Engine) -> None:
