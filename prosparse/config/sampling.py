@@ -58,7 +58,10 @@ class SamplingParams:
             return isinstance(value, int) and not isinstance(value, bool)
 
         def finite(value: object) -> bool:
-            return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+            try:
+                return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+            except OverflowError:  # a whole number beyond any float
+                return False
 
         n = self.max_new_tokens
         check("max_new_tokens", n is None or (whole(n) and n >= 1), "a whole number of at least 1, or None")
@@ -104,7 +107,7 @@ class SamplingParams:
             if not given.get("do_sample", False):  # greedy: of the filters only the penalty changes what is likeliest
                 return cls(repetition_penalty=chosen.get("repetition_penalty", 1.0))
             return cls(**{"temperature": 1.0, **chosen})
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
             raise ConfigError(f"{path}: not usable ({error}); correct or delete it") from error
 
 

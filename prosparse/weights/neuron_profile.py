@@ -143,7 +143,7 @@ class Profile:
                 f"{path}: schema_version is {found.get('schema_version')!r}, expected {SCHEMA_VERSION!r}; {REMAKE}"
             )
         missing = [key for key in ("model", "content", "tokens", "text") if key not in found]
-        if missing or not found["tokens"].isdecimal():
+        if missing or not found["tokens"].isdecimal() or len(found["tokens"]) > 18:
             raise UserError(f"{path}: its metadata lacks {', '.join(missing) or 'a number of tokens'}; {REMAKE}")
         return cls(counts, int(found["tokens"]), found["model"], found["content"], found["text"])
 

@@ -19,6 +19,7 @@ from prosparse.errors import UserError
         ("temperature", -0.1),
         ("temperature", math.nan),
         ("temperature", math.inf),
+        pytest.param("temperature", 10**400, id="temperature-huge"),
         ("temperature", "hot"),
         ("temperature", None),
         ("temperature", True),

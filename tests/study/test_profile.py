@@ -93,6 +93,10 @@ def test_files_that_are_no_profiles(tmp_path: Path) -> None:
     save_file({"counts": COUNTS}, path, {**metadata, "schema_version": "1"})
     with pytest.raises(UserError, match="its metadata lacks tokens"):
         Profile.load(path)
+    for tokens in ("-1", "8.0", "9" * 5000):
+        save_file({"counts": COUNTS}, path, {**metadata, "schema_version": "1", "tokens": tokens})
+        with pytest.raises(UserError, match="its metadata lacks a number of tokens"):
+            Profile.load(path)
 
 
 def test_powerinfer_layers_are_sorted_as_numbers(tmp_path: Path) -> None:
