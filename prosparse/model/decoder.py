@@ -7,6 +7,7 @@ FFN keep their meaning.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -210,10 +211,9 @@ class Decoder:
 
     def with_blocks(self, blocks: Sequence[tuple[Attention, FFN]]) -> Decoder:
         """The same model over the same tables with other blocks."""
-        made = Decoder(
-            self.config, self.embed, blocks, self.final_norm, self.lm_head, self.context, self.ends, self.tiers
-        )
-        made._ropes = self._ropes
+        made = copy.copy(self)  # with its angles: of a long context they take a moment, and a run may be waiting
+        made.blocks = blocks
+        made._runs = made._find_runs()
         return made
 
     def step_of(self, tier: Tier, slots: tuple[int, ...], starts: tuple[int, ...]) -> Step:

@@ -178,6 +178,11 @@ def test_tokens_are_the_same_when_layers_change_over(folder: Path, weights: str,
     assert all(f" {layer} (" in line for layer in range(LAYERS))
 
 
+def test_a_change_over_makes_no_tables(plain: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prosparse.model.decoder.RopeTable", None)  # of a long context they are megabytes
+    assert KernelChoice(plain.decoder, plain.plan).decoder((True,) * LAYERS).rope is plain.decoder.rope
+
+
 @needs_kernels
 def test_a_plan_takes_the_choice_along(folder: Path, plain: Engine, tmp_path: Path) -> None:
     engine = over(plain, Crossing(0.9))
