@@ -32,6 +32,7 @@ class Accelerated(nn.Module):
         mode: "exact", "dense" or "predicted".
         guess: of mode predicted: which neurons to look at.
         act_found: the module's own activation, and its threshold, as they were found.
+        has_dropout: whether it drops outputs in training mode, which no kernel does.
         tally_size: counters of a step, see `kernels.tally`.
     """
 
@@ -41,6 +42,7 @@ class Accelerated(nn.Module):
     mode: str
     guess: Guess | None
     act_found: tuple[Any, float | None]
+    has_dropout: bool
     prosparse_tally: Tensor
     prosparse_tokens: Tensor
     prosparse_steps: Tensor
@@ -127,7 +129,9 @@ def install(
         )  # the last step that can fail, and nothing has changed yet
     for name, counter in counters.items():
         module.register_buffer(name, counter, persistent=False)
-    attributes = {"activation": activation, "mode": mode, "guess": guess, "act_found": _act_of(module)}
+    has_dropout = any("dropout" in name for name in (*module.__dict__, *module._modules))
+    attributes = {"activation": activation, "mode": mode, "guess": guess}
+    attributes |= {"act_found": _act_of(module), "has_dropout": has_dropout}
     _change_class(module, accelerated_class(mixin, dense_class), attributes)
 
 
@@ -137,7 +141,7 @@ def uninstall(module: Accelerated, down: nn.Parameter | None) -> None:
     """Undo `install`: layout, class and attributes are as before."""
     if down is not None:
         _lay_out(down, Tensor.contiguous)
-    del module.activation, module.mode, module.guess, module.act_found
+    del module.activation, module.mode, module.guess, module.act_found, module.has_dropout
     for name in (TALLY, TOKENS, STEPS):
         delattr(module, name)
     module._non_persistent_buffers_set -= {TALLY, TOKENS, STEPS}

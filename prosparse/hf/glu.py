@@ -20,9 +20,10 @@ class AcceleratedGLU(Accelerated):
     """Mixed into the class of a gated FFN; the class's own forward is the dense path.
 
     A step of 1 to `MAX_ROWS` tokens goes to the kernels. Everything else takes the model's own forward: more tokens,
-    autograd, another dtype than the weights', weights that are elsewhere (offloaded) or were replaced by ones in
-    another layout, projections that are no plain Linears any more (adapters) or have got a bias, another activation or
-    threshold, and a layer with forward hooks on its projections or activation, which would see nothing.
+    autograd, dropout in training mode, another dtype than the weights', weights that are elsewhere (offloaded) or were
+    replaced by ones in another layout, projections that are no plain Linears any more (adapters) or have got a bias,
+    another activation or threshold, and a layer with forward hooks on its projections or activation, which would see
+    nothing.
 
     Steps of one token per sequence are counted for `stats`; short prompts and the guesses of assisted decoding are not.
     """
@@ -73,6 +74,8 @@ class AcceleratedGLU(Accelerated):
             if child._parameters["bias"] is not None or weight.stride(0 if name == CHILDREN[2] else 1) != 1:
                 return False
             wants_grad = wants_grad or weight.requires_grad
+        if self.training and self.has_dropout:
+            return False
         return self.computes_as_found() and not (wants_grad and torch.is_grad_enabled())
 
 

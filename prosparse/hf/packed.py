@@ -89,7 +89,9 @@ class PackedGLU(AcceleratedGLU):
             child = children.get(name)
             if child is not None and (child._forward_hooks or child._forward_pre_hooks):
                 return False
-        if x.dtype not in FLOAT_DTYPES or (x.requires_grad and torch.is_grad_enabled()) or not self.computes_as_found():
+        if x.dtype not in FLOAT_DTYPES or (x.requires_grad and torch.is_grad_enabled()):
+            return False
+        if not self.computes_as_found() or self.training and self.has_dropout:
             return False
         return all(
             type(children[name]) is PackedLinear and children[name].weight.device == x.device for name in CHILDREN

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import prosparse
 from prosparse.errors import UserError
@@ -62,6 +63,28 @@ def test_a_threshold_that_is_changed(tiny: Callable[..., Any], weights: str | No
         mlp.act_fn.threshold = 0.1
         torch.testing.assert_close(mlp(x), mlp.dense_class.forward(mlp, x))
     assert prosparse.stats(model)["decode_tokens"] == 1
+
+
+class DroppingMLP(LlamaMLP):
+    """As that of T5Gemma or Seed-OSS."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(x), self.residual_dropout, self.training)
+
+
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_dropout_is_at_work_in_training_mode(tiny: Callable[..., Any], weights: str | None, op_calls: Any) -> None:
+    model, x = tiny(hidden_act="relu"), torch.ones(1, 1, 32)
+    for layer in model.model.layers:
+        layer.mlp.__class__, layer.mlp.residual_dropout = DroppingMLP, 0.5
+    mlp = prosparse.accelerate(model, weights=weights).model.layers[0].mlp
+    with torch.no_grad(), op_calls:
+        assert mlp(x).count_nonzero() == 32
+        model.train()
+        assert 0 < mlp(x).count_nonzero() < 32
+        model.eval()
+        assert mlp(x).count_nonzero() == 32
+    assert op_calls.names.count("glu_exact") == 2
 
 
 def test_a_model_made_in_inference_mode(tiny: Callable[..., Any], op_calls: Any) -> None:
