@@ -41,12 +41,11 @@ OLDEST_GPU = (8, 0)  # asynchronous copies, bf16
 @functools.cache
 def why_not() -> str | None:
     """What keeps the kernels from running on this machine's GPU; None where they run."""
-    try:
-        version = metadata.version("triton")
-    except metadata.PackageNotFoundError:
+    installed = version()
+    if installed is None:
         return "triton is not installed; run `pip install 'prosparse[gpu]'`"
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON:
-        return f"triton {version} is older than {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]}; upgrade it"
+    if tuple(int(part) for part in installed.split(".")[:2]) < OLDEST_TRITON:
+        return f"triton {installed} is older than {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]}; upgrade it"
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "there is no CUDA device"
     capability = torch.cuda.get_device_capability()
@@ -56,9 +55,12 @@ def why_not() -> str | None:
     return None
 
 
-def version() -> str:
-    """Of the installed triton."""
-    return metadata.version("triton")
+def version() -> str | None:
+    """Of the installed triton; None where there is none."""
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def on_cuda(op: str, reference: Callable[..., Any]) -> Callable[..., Any]:

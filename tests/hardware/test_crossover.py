@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -174,18 +175,28 @@ def test_a_table_is_measured_once_and_read_by_others(kept) -> None:
     assert kept.rows == [1, 2, 1]
 
 
-@pytest.mark.parametrize("what", ["threads", "instructions", "processor", "version"])
+@pytest.mark.parametrize("what", ["threads", "instructions", "processor", "triton", "version"])
 def test_other_circumstances_have_other_times(kept, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     kept().measured(1)
     changes = {
         "threads": (torch, "get_num_threads", lambda: 77),
         "instructions": (cached.cpu, "isa", lambda: "another"),
         "processor": (cached.this, "processor_name", lambda: "another"),
+        "triton": (cached.triton, "version", lambda: "another"),
         "version": (cached, "__version__", "99"),
     }
     monkeypatch.setattr(*changes[what])
     assert kept().known(1) is None
     assert kept().measured(1) == TIMES and kept.rows == [1, 1]
+
+
+def test_a_machine_without_triton_has_times_too(kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_there(package: str) -> str:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", not_there)
+    assert cached.triton.version() is None
+    assert kept().known(1) is None and kept().measured(1) == TIMES == kept().known(1)
 
 
 @pytest.mark.parametrize(
