@@ -56,6 +56,8 @@ setup: $(DEV_READY) $(EXTENSION) ## install everything that demo, test and lint 
 
 demo: $(RUN_READY) $(EXTENSION) ## run the packaged model dense and sparse, side by side
 	$(PYTHON) -m prosparse demo
+	@printf '\nnext: %s -m prosparse generate --prompt "Once upon a time" --temperature 0.7 --stats\n' '$(PYTHON)'
+	@if [ -z "$(HAS_ALL)" ]; then printf '      . $(VENV)/bin/activate puts prosparse on your path; README.md goes on from there\n'; fi
 
 test: $(DEV_READY) $(EXTENSION) ## run the tests
 	$(PYTHON) -m pytest $(ARGS)

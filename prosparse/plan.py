@@ -178,9 +178,12 @@ class Plan:
         """Read a plan file."""
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise MissingFileError(f"{path}: cannot read the plan ({why}); check the path") from error
+        except OSError as error:
+            raise MissingFileError(f"{path}: cannot read the plan ({error.strerror}); check the path") from error
+        except UnicodeDecodeError:
+            raise UserError(
+                f"{path}: not a plan, but bytes that are no text; give what `prosparse plan -o` wrote"
+            ) from None
         return cls.from_json(text, str(path))
 
 

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 import prosparse
 
 folder, prompts = sys.argv[1], sys.argv[2:]
-tokenizer = AutoTokenizer.from_pretrained(folder)
 model = prosparse.AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 for prompt in prompts:
     model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=40, do_sample=False)
     stats = prosparse.stats(model, reset=True)

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 import prosparse
 
 folder, prompt, weights = sys.argv[1:4]
-tokenizer = AutoTokenizer.from_pretrained(folder)
 model = prosparse.AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 inputs = tokenizer(prompt, return_tensors="pt")
 
 

@@ -10,10 +10,9 @@ from transformers import AutoTokenizer
 import prosparse
 
 folder, prompt = sys.argv[1:3]
+# for a model you already have: prosparse.accelerate(model)
+model = prosparse.AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = prosparse.AutoModelForCausalLM.from_pretrained(
-    folder
-)  # for a model you already have: prosparse.accelerate(model)
 output = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=40, do_sample=False)
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 

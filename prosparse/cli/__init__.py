@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
+import io
 import logging
 import os
 import sys
@@ -27,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
     """Wrong usage ends in one line that says where help is."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+        raise UserError(f"{_name(self.prog)}{message}; see {self.prog} --help")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,9 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
+    _set_up_output()
     _set_up_log(debug)
     try:
         parser = build_parser()
+        _check_command(argv)
         args, unknown = parser.parse_known_args(argv)
         if unknown:
             raise UserError(_unknown(unknown[0], args))
@@ -67,26 +71,59 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130, debug)
     except BrokenPipeError:
         # The reader went away (`prosparse ... | head`); what is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_output()
         return 1
     except ProsparseError as error:
         return _fail(str(error), 2 if isinstance(error, UserError) else 1, debug)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            _leave_output()
+            return _fail("stdout: cannot be written: the disk is full; free some space, or write elsewhere", 1, debug)
         if str(error).startswith("PROSPARSE_"):  # kernels read their environment, and know no UserError
             return _fail(f"{error}; set it to one of these, or unset it", 2, debug)
         return _fail(f"unexpected {type(error).__name__}: {error}; run again with --debug and report it", 1, debug)
+
+
+def _check_command(argv: Sequence[str]) -> None:
+    """Insist that the first argument that is no option names a command."""
+    given = next((word for word in argv if not word.startswith("-")), None)
+    names = [module.NAME for module in COMMANDS]
+    if given is not None and given not in names:
+        close = difflib.get_close_matches(given, names, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+        raise UserError(f"there is no command {given}; {hint}")
 
 
 def _unknown(argument: str, args: argparse.Namespace) -> str:
     """The error for an argument that the command does not have, with the option that was probably meant."""
     parser: argparse.ArgumentParser | None = getattr(args, "parser", None)
     if parser is None:
-        return f"prosparse: unknown option {argument}; see prosparse --help"
+        return f"unknown option {argument}; see prosparse --help"
     known = [name for action in parser._actions for name in action.option_strings]
     close = difflib.get_close_matches(argument.split("=", 1)[0], known, 1) if argument.startswith("-") else []
     hint = f"did you mean {close[0]}?" if close else f"see {parser.prog} --help"
     kind = "unknown option" if argument.startswith("-") else "unexpected argument"
-    return f"{parser.prog}: {kind} {argument}; {hint}"
+    return f"{_name(parser.prog)}{kind} {argument}; {hint}"
+
+
+def _name(prog: str) -> str:
+    """How a message begins: the line itself begins with the program's name."""
+    command = prog.removeprefix("prosparse").strip()
+    return f"{command}: " if command else ""
+
+
+def _leave_output() -> None:
+    """Let what is still buffered for stdout go nowhere, so that the interpreter does not fail on it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _set_up_output() -> None:
+    """What a terminal cannot show appears as a question mark; without a stdout, output goes nowhere."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _fail(message: str, status: int, debug: bool) -> int:

@@ -41,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..engine import load  # heavy: torch and transformers
 
+    sampling = {"max_new_tokens": MAX_NEW_TOKENS, **options.sampling(args)}
     loading = options.given(args, options.LOADING + options.PLACING)
     engine = load(args.model, progress=options.progress_bar("loading"), **loading)
-    sampling = {"max_new_tokens": MAX_NEW_TOKENS, **options.given(args, options.SAMPLING)}
     chat = Chat(engine, args.system, sampling)
     interactive = sys.stdin.isatty()
     if interactive:

@@ -33,10 +33,10 @@ def run(args: argparse.Namespace) -> int:
     from ..engine import load  # heavy: torch and transformers
 
     text = _prompt(args)
+    sampling = options.sampling(args)
     bar = options.progress_bar("loading")
     engine = load(args.model, progress=bar, **options.given(args, options.LOADING + options.PLACING))
     prompt: Any = engine.tokenizer.chat([{"role": "user", "content": text}]) if args.chat else text
-    sampling = options.given(args, options.SAMPLING)
     reading = options.progress_bar("reading the prompt", unit=" tokens")
     if args.json:
         result = engine.generate(prompt, progress=reading, **sampling)

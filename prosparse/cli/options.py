@@ -125,6 +125,15 @@ def given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options a user set, checked before a model is loaded."""
+    from ..config import SamplingParams  # heavy for --help
+
+    found = given(args, SAMPLING)
+    SamplingParams(**{name: value for name, value in found.items() if name != "sampling"})
+    return found
+
+
 def progress_bar(what: str, unit: str = "B") -> Callable[[int, int], None] | None:
     """A bar on stderr where that is a terminal, else nothing."""
     if not sys.stderr.isatty():

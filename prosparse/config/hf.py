@@ -136,9 +136,7 @@ def _open(source: str | Path | dict) -> tuple[Fields, Fields | None]:
     if not path.is_dir():
         return Fields(read_json_object(path), str(path)), None
     if not (path / "config.json").exists():
-        raise MissingFileError(
-            f"{path}: has no config.json, so it is no Hugging Face model folder; give the folder that holds config.json"
-        )
+        raise MissingFileError(f"{path}: has no config.json, so it is no Hugging Face model folder; {_instead(path)}")
     config = Fields(read_json_object(path / "config.json"), str(path / "config.json"))
     generation = path / "generation_config.json"
     return config, Fields(read_json_object(generation), str(generation)) if generation.exists() else None
@@ -242,6 +240,14 @@ def _activation(fields: Fields, model_type: str, threshold: float | None) -> tup
 
 def _fatrelu(threshold: float, model_type: str) -> Activation:
     return Activation("fatrelu" if threshold else "relu", threshold, on_up=model_type == "bamboo")
+
+
+def _instead(path: Path) -> str:
+    """What to do about a folder without config.json."""
+    if (path / "adapter_config.json").exists():
+        return "it is an adapter: merge it into the model it was trained on, and give that folder"
+    inside = sorted({found.parent for deep in ("*/", "*/*/") for found in path.glob(deep + "config.json")})
+    return f"did you mean {inside[-1]}?" if inside else "give the folder that holds config.json"
 
 
 def _eos(fields: Fields, generation: Fields | None, default: int) -> tuple[int, ...]:

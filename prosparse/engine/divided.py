@@ -39,7 +39,7 @@ def fast_device(device: str) -> torch.device:
     if found.type == "cpu" and device != "cpu":
         raise MachineError(
             "load: there is no GPU to place on; leave --budget or the placed plan out, or try it out within the CPU's "
-            "memory with --device cpu"
+            "memory with --device cpu (a budget needs --machine too, for example 8gb-pcie4)"
         )
     return found
 

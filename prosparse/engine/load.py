@@ -113,6 +113,7 @@ def load(
     elif plan is not None:
         raise UserError("load: a plan already has its budget, but another one was given too; pass one of them")
     else:
+        parse_size(budget, "budget")
         fast_device(device)
     set_threads(threads)
     path = resolve_model(EMBEDDED_MODEL if model is None else model, gguf=True)
@@ -139,6 +140,7 @@ def load(
             )  # fmt: skip
 
         chosen, profile = plan_for(budget, machine, checkpoint, config, mode, asked, tokens, predictor, profile, whole)
+    every = check_every(audit, chosen.mode)
     tokenizer, model_sampling, known, limit = source.tokenizer(), source.sampling(), None, None
     movable = None if adapt is None else parse_size(adapt, "adapt")
     if chosen.placement is not None:
@@ -169,7 +171,6 @@ def load(
     kv_dtype = torch.float32 if fmt == "fp32" else torch.bfloat16
     pool = None if why_no_step(decoder) else StepPool(decoder, kv_dtype)
     times = None if deterministic else times_of(decoder, chosen)
-    every = check_every(audit, chosen.mode)
     adapting = None if movable is None or known is None else Adapting.of(decoder, known, movable)
     return Engine(
         decoder, tokenizer, chosen, model_sampling, kv_dtype, every, deterministic, pool, times, limit, adapting
@@ -233,10 +234,12 @@ def _of_layer(predictor: Predictor | None, layer: int) -> LayerPredictor:
 def _predictor(
     given: Predictor | str | Path | None, folder: Path, mode: str, plan: Plan | str | Path | None
 ) -> Predictor | None:
-    if isinstance(given, Predictor):
-        return given
     if given is not None:
-        return Predictor.load(given)
+        if mode not in ("auto", "predicted"):
+            raise UserError(
+                f"load: a predictor is for mode predicted, but mode {mode!r} was given too; pass one of them"
+            )
+        return given if isinstance(given, Predictor) else Predictor.load(given)
     wanted = mode == "predicted" or plan is not None
     return Predictor.load(folder / PREDICTOR_FILE) if wanted and (folder / PREDICTOR_FILE).is_file() else None
 

@@ -57,6 +57,13 @@ class Sizes:
     fixed: int
 
 
+def check_can_be_split(config: ModelConfig) -> None:
+    """Raise UnsupportedError for a model whose FFNs have no gate and up rows to cut."""
+    if not config.gated or config.experts:
+        kind = "several FFNs a layer" if config.experts else "FFNs without up projection"
+        raise UnsupportedError(f"plan: {config.family} models with {kind} are not split; use --device cpu or cuda")
+
+
 def sizes_of(
     config: ModelConfig,
     weights: str,
@@ -80,9 +87,7 @@ def sizes_of(
         UserError: a format or context that is none.
         UnsupportedError: another kind of FFN.
     """
-    if not config.gated or config.experts:
-        kind = "several FFNs a layer" if config.experts else "FFNs without up projection"
-        raise UnsupportedError(f"plan: {config.family} models with {kind} are not split; use --device cpu or cuda")
+    check_can_be_split(config)
     for name, fmt in (("weights", weights), ("lm_head", lm_head)):
         if fmt not in FORMATS:
             raise UserError(f"plan: {name} is {fmt!r}; supported are {', '.join(FORMATS)}")

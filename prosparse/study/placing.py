@@ -15,6 +15,7 @@ from ..engine.profiling import profile_neurons
 from ..engine.source import held_formats, open_source
 from ..errors import UserError
 from ..placement.activity import synthetic_profile
+from ..placement.sizes import check_can_be_split
 from ..plan import fingerprint
 from ..weights import resolve_model
 from ..weights.content import content_of
@@ -93,10 +94,12 @@ def of_model(
 
     Raises:
         UserError: what `load` refuses, or a profile or predictor of another model.
+        UnsupportedError: FFNs that are not split.
         MachineError: not enough memory.
     """
     source = open_source(resolve_model(EMBEDDED_MODEL if model is None else model, gguf=True), None)
     config, names = source.config, names_of(source.config)
+    check_can_be_split(config)  # before minutes of counting
     with source.checkpoint() as checkpoint:
         check_names(checkpoint, config)
         formats = choose_formats(checkpoint, names, held_formats(checkpoint, Formats(weights, lm_head)))

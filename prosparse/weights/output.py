@@ -75,7 +75,8 @@ def check_space(op: str, target: Path, nbytes: int) -> None:
     """Insist that the disk of a folder to be made has so many bytes free."""
     free = shutil.disk_usage(target.parent).free
     if nbytes > free:
-        raise MachineError(f"{op}: {target} needs {nbytes / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB free")
+        needed, there = f"{nbytes / 1e6:,.1f} MB", f"{free / 1e6:,.1f} MB"
+        raise MachineError(f"{op}: {target} needs {needed}, its disk has {there} free; choose another destination")
 
 
 def write_weights(

@@ -71,6 +71,17 @@ def _cut_while_loading(*_: object, **__: object) -> None:
     raise SafetensorError("incomplete metadata, file not fully covered")
 
 
+def _one_deeper(folder: Path) -> None:
+    files = list(folder.iterdir())
+    (folder / "original").mkdir()
+    for file in files:
+        file.rename(folder / "original" / file.name)
+
+
+def _adapter(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
 CONFIG = {
     "1": [Case("config.json cut off", content("config.json", '{"hidden_size": 64'))],
     "2": [Case("config.json holds a list", content("config.json", "[1, 2]"))],
@@ -78,6 +89,8 @@ CONFIG = {
         Case("no config.json", removed("config.json")),
         Case("config.json is a folder", folder_instead("config.json")),
         Case("a file in place of the model's folder", command=("generate", "MODEL/config.json", "--prompt", "ab")),
+        Case("the folder above the model's", _one_deeper),
+        Case("an adapter in place of a model", _adapter),
         Case("no such folder", command=("generate", "MODEL/nowhere", "--prompt", "ab")),
     ],
     "4": [

@@ -62,6 +62,7 @@ PLANS = {
     "62": [
         Case("no such plan", command=generate("--plan", "MODEL/nowhere")),
         Case("a plan that is no JSON", content(PLAN, "{"), generate("--plan", f"MODEL/{PLAN}")),
+        Case("a profile in place of a plan", _made(), generate("--plan", f"MODEL/{PROFILE}")),
         Case("a plan of another version", _made(schema_version=9), RUN),
         Case("a plan for another model", _made(model="0" * 16), RUN, library=KEY),
         Case("a plan with a layer too many", _made(layers=_layers(ROWS, ROWS, ROWS)), RUN, library=KEY),
@@ -79,6 +80,7 @@ PLANS = {
     ],
     "64": [
         Case("a budget that is no size", _made(), (*WITHIN, "much")),
+        Case("a budget below nothing", command=generate("--budget=-1GiB"), patch=NO_GPU),
         Case("a budget too small for attention", _made(), (*WITHIN, "64MiB")),
         Case("a budget, and no GPU", command=generate("--budget", "4GiB"), status=1, patch=NO_GPU),
         Case("a plan for this machine, which has no GPU", command=("plan", "--shape", "tiny"), status=1, patch=NO_GPU),

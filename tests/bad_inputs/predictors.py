@@ -102,6 +102,7 @@ PREDICTORS = {
         Case("a predictor of the same architecture with other weights", _ours(content="0" * 16), RUN, library=KEY),
         Case("predictors of PowerInfer's that find no more than chance does", _random, (*IMPORT, "--text", TEXT),
              library=r"[\d.]+(?=%)"),
+        Case("a predictor in mode exact", _ours(), generate("--mode", "exact", "--predictor", f"MODEL/{FILE}")),
     ],
     "56": [
         Case("a predictor with a layer too many", _ours(layers=_wide(NEURONS) * 2), RUN),

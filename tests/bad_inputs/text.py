@@ -163,7 +163,11 @@ def _no_cuda() -> bool:
 
 
 COMMAND_LINE = {
-    "89": [Case("an option that is not known", command=generate("--max-tokens", "3"))],
+    "89": [
+        Case("an option that is not known", command=generate("--max-tokens", "3")),
+        Case("a command that is not known", command=("generat", "MODEL", "--prompt", "ab")),
+        Case("a model in place of a command", command=("MODEL", "--prompt", "ab")),
+    ],
     "90": [
         Case("two prompts", command=generate("--prompt-file", "MODEL/config.json")),
         Case("a model and a shape", command=("bench", "MODEL", "--shape", "tiny")),

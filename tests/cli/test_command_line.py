@@ -106,7 +106,7 @@ def test_every_option_reaches_the_engine(capsys: pytest.CaptureFixture[str]) -> 
         (["generate", "--prompt", "a", "--xyzzy"], 2, "unknown option --xyzzy; see prosparse generate --help"),
         (["generate", MODEL, "extra", "--prompt", "a"], 2, "unexpected argument extra"),
         (["--wibble"], 2, "unknown option --wibble; see prosparse --help"),
-        (["generat"], 2, "invalid choice: 'generat'"),
+        (["generat"], 2, "there is no command generat; did you mean generate?"),
         (["generate", "--prompt", "a", "--max-new-tokens", "x"], 2, "invalid int value: 'x'"),
         (["generate", MODEL, "--prompt", "a", "--max-new-tokens", "0"], 2, "max_new_tokens must be a whole number"),
         (["generate", MODEL, "--prompt", "a", "--temperature", "nan"], 2, "temperature must be a finite number"),
@@ -195,6 +195,32 @@ def test_text_of_any_language_in_the_c_locale() -> None:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err.decode()
     assert out.decode().startswith("你好 é")
+
+
+def test_what_a_terminal_cannot_show_is_a_question_mark() -> None:
+    process = spawn(
+        "generate", MODEL, "--prompt", "a é", "--max-new-tokens", "1", env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err.decode()
+    assert out.startswith(b"a ?")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is always full is Linux's")
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        process = spawn("generate", MODEL, "--prompt", PROMPT, "--max-new-tokens", "1", stdout=full)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.decode().splitlines()[1:] == [
+        "prosparse: stdout: cannot be written: the disk is full; free some space, or write elsewhere"
+    ]
+
+
+def test_a_value_outside_its_range_is_told_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["generate", MODEL, "--prompt", PROMPT], ["chat", MODEL]):
+        assert main([*command, "--top-p", "2"]) == 2
+        assert capsys.readouterr().err == "prosparse: sampling: top_p must be above 0 and at most 1, got 2.0\n"
 
 
 def test_ctrl_c_is_status_130() -> None:

@@ -78,6 +78,15 @@ def test_a_model_with_its_profile(tmp_path, capsys):
     assert "profile: made for weights 0123456789abcdef" in capsys.readouterr().err
 
 
+def test_a_model_that_is_not_split_is_refused_before_it_is_counted(tmp_path, capsys):
+    folder = str(tmp_path / "opt")
+    assert main(["synth", "--shape", "tiny-opt", "--sparsity", "0.8", "--no-check", "-o", folder]) == 0
+    capsys.readouterr()
+    assert main(["plan", folder, "--machine", "8gb-pcie4"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "opt models with FFNs without up projection are not split" in err
+
+
 def test_a_model_without_one_is_profiled_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(profiling, "TOKENS", 64)
     monkeypatch.setenv("PROSPARSE_CACHE", str(tmp_path))

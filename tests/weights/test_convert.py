@@ -201,7 +201,7 @@ def test_unknown_format(tmp_path):
 def test_full_disk(tmp_path, monkeypatch):
     source = write_tiny(tmp_path / "source")
     monkeypatch.setattr(MODULE.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(MachineError, match=r"needs 0.0 GB, its disk has 0.0 GB free"):
+    with pytest.raises(MachineError, match=r"needs 0.2 MB, its disk has 0.0 MB free; choose another"):
         convert(source, tmp_path / "result")
     monkeypatch.undo()
 

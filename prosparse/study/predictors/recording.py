@@ -16,6 +16,7 @@ from torch import Tensor
 from ...errors import CheckpointError, MissingFileError
 from .yardsticks import Yardstick, at_random, hottest, oracle, previous
 
+MAGIC = b"\x93NUMPY", b"PK"  # one array, and several, which have a message of their own
 BLOCK = 1024  # tokens at a time
 UNIONS = (1, 2, 4, 8, 16)
 HOT = (0.5, 0.8, 0.9, 0.99)
@@ -38,6 +39,11 @@ class Recording:
         self.path = Path(path)
         if not self.path.is_file():
             raise MissingFileError(f"{path}: no such file; expected activations, [tokens, neurons], in a .npy file")
+        with self.path.open("rb") as file:
+            if not file.read(6).startswith(MAGIC):
+                raise CheckpointError(
+                    f"{path}: is no .npy file; give activations, [tokens, neurons], as numpy.save writes them"
+                )
         try:
             array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (ValueError, OSError, EOFError) as fault:
