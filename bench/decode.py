@@ -88,7 +88,7 @@ def compare_model(
     """Time the modes on a real model, which is given English text, so that its activation sparsity is real too.
 
     Args:
-        model: see `prosparse.load`; None is the embedded model.
+        model: see `prosparse.load`; None is the packaged model.
         modes, run, progress: see `compare`.
         weights: format, or "auto".
         fatrelu_threshold: see `prosparse.load`.

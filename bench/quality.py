@@ -28,7 +28,7 @@ def compare_quality(
     """Compare formats and modes with the dense fp32 engine of the same model on the packaged held-out excerpt.
 
     Args:
-        model: see `prosparse.load`; None is the embedded model.
+        model: see `prosparse.load`; None is the packaged model.
         formats: pairs of weights and lm_head.
         modes: of `prosparse.plan.MODES`.
         predictions: about how many tokens to predict.

@@ -16,7 +16,7 @@ NAME = "bench"
 HELP = "time decode, dense against exact, other engines, prompts and single ops"
 DESCRIPTION = (
     "Time decode in several modes over the same weights, in turns, beside the memory bandwidth of this machine. Every "
-    "mode must give the same result first. Without a model or a shape it times the embedded model; with --shape it "
+    "mode must give the same result first. Without a model or a shape it times the packaged model; with --shape it "
     "times synthetic weights of a real model's shape. `python -m prosparse.bench` runs the cases of the published rows."
 )
 SUBJECTS = ("decode", "prefill", "ffn", "adaptive", "ops", "quality")

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from ..engine import Engine, Generation
 
 NAME = "demo"
-HELP = "the embedded model writes, dense, exact and predicted side by side"
+HELP = "the packaged model writes, dense, exact and predicted side by side"
 DESCRIPTION = (
-    "The embedded model continues three prompts, dense, exact and predicted side by side: same tokens or not, "
+    "The packaged model continues three prompts, dense, exact and predicted side by side: same tokens or not, "
     "activation sparsity, speed. Then dense against exact decode speed on the shape of MiniCPM-S-1B, with synthetic "
     "weights."
 )
@@ -69,9 +69,9 @@ def _introduce(console: Console, engine: Engine) -> None:
     console.rule("[bold]prosparse demo")
     console.print(
         f"A small ReLU-gated llama, trained from scratch on children's books: {config.layers} layers of "
-        f"{config.neurons} neurons, {config.activation}, {engine.weights} weights. It continues three prompts, "
-        f"sampled with the same seed ({SAMPLING['seed']}): every neuron is computed; only those that are not zero; "
-        "only those that a small predictor names."
+        f"{config.neurons} neurons, {config.activation}, {engine.weights} weights. It continues three prompts in "
+        f"three ways, sampled with the same seed ({SAMPLING['seed']}): computing every neuron (dense), only those that "
+        "are not zero (exact), or only those that a small predictor names (predicted)."
     )
     console.print(f"[dim]{describe(engine.decoder.device)}[/dim]\n")
 
@@ -108,8 +108,9 @@ def _conclude(console: Console, engine: Engine, texts: list[dict[str, Generation
     if all(share):
         layers = [sum(s["layers"][i] for s in share) / len(share) for i in range(engine.config.layers)]
         console.print("Activation sparsity: neurons at exactly zero, whose up and down weights exact never reads")
+        bar = "█" if console.encoding.startswith("utf") else "#"
         for i, value in enumerate(layers):
-            console.print(f"  layer {i}  {'█' * round(40 * value):<40} {value:6.1%}")
+            console.print(f"  layer {i}  {bar * round(40 * value):<40} {value:6.1%}")
         console.print(f"  mean     {'':40} {sum(layers) / len(layers):6.1%}")
     verdict = "[green]identical[/green]" if same else "[red]different[/red]"
     console.print(f"\n{tokens} tokens written twice, dense and exact: {verdict}")

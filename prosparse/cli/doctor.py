@@ -195,6 +195,6 @@ def _embedded_model() -> Finding:
         config = ModelConfig.from_hf(EMBEDDED_MODEL)
         Checkpoint(EMBEDDED_MODEL)
     except ProsparseError as error:
-        return Finding("embedded model", "not usable", f"{error}; reinstall prosparse")
+        return Finding("packaged model", "not usable", f"{error}; reinstall prosparse")
     value = f"{EMBEDDED_MODEL.name}, {config.layers} layers of {config.neurons} neurons, {config.activation}"
-    return Finding("embedded model", value, data=str(EMBEDDED_MODEL))
+    return Finding("packaged model", value, data=str(EMBEDDED_MODEL))

@@ -22,7 +22,7 @@ DESCRIPTION = (
     "-o a killed run goes on when it is started again; shares of a text can be measured apart and merged exactly."
 )
 STATE = "state.safetensors"
-PLOTS_MISSING = "prosparse: no plots: matplotlib is not installed (`pip install prosparse[plots]`)\n"
+PLOTS_MISSING = "prosparse: no plots: matplotlib is not installed (`pip install 'prosparse[plots]'`)\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

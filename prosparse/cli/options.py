@@ -39,7 +39,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         nargs="?",
-        help="folder with a Hugging Face model, a GGUF file, or a hub id (default: the embedded model)",
+        help="folder with a Hugging Face model, a GGUF file, or a hub id (default: the packaged model)",
     )
 
 
@@ -88,7 +88,12 @@ def add_running(group: argparse._ActionsContainer) -> None:
     """What says where a model runs, and as what."""
     group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: cuda where there is one)")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per usable core)")
-    group.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and text together")
+    group.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="most tokens of prompt and text together (default: as the model was made for, at most 4096)",
+    )
     group.add_argument("--fatrelu-threshold", type=float, metavar="T", help="run the gate with FATReLU at T; 0 is ReLU")
 
 

@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for own in made.values():
         options.add_model(own)
     for name in ("build", "train", "import", "export"):
-        what = "DIR" if name == "export" else "FILE"
-        made[name].add_argument("-o", "--output", required=True, metavar=what, help="what to write")
+        what, kind = ("DIR", "folder") if name == "export" else ("FILE", "file")
+        made[name].add_argument("-o", "--output", required=True, metavar=what, help=f"{kind} to write")
         made[name].add_argument("--overwrite", action="store_true", help="replace it if it exists")
         made[name].add_argument("--json", action="store_true", help="print what was made as one JSON document")
     for name in ("build", "train", "import", "eval"):
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--calibration-text" if name == "eval" else "--text", dest="text", metavar="FILE",
             help="UTF-8 text to calibrate on (default: the packaged calibration excerpt)",
         )  # fmt: skip
-        made[name].add_argument("--tokens", type=int, metavar="N", help="how many of them, about")
+        made[name].add_argument("--tokens", type=int, metavar="N", help="tokens of that text, about (default: 20480)")
     for name in ("build", "train"):
         _add_making(made[name])
     _add_build(made["build"])
@@ -95,7 +95,11 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hidden-act", choices=["relu", "none"], help="between the matrices (default: none)")
-    parser.add_argument("--powerinfer", action="store_true", help="without offsets, in every layer, for `export`")
+    parser.add_argument(
+        "--powerinfer",
+        action="store_true",
+        help="as PowerInfer reads them: in every layer, without offsets; for `export`",
+    )
     parser.add_argument("--epochs", type=int, metavar="N", help="at most (default: 20)")
     parser.add_argument("--seed", type=int, metavar="N", help="of the order of tokens (default: 0)")
     parser.add_argument("--disk", metavar="SIZE", help="for recordings, for example 20GiB (default: 8GiB)")

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skew", type=float, metavar="H", help="share of activations in the hottest fifth of neurons")
     parser.add_argument("--predictability", type=float, metavar="P", help="share of the gate's energy of low rank")
     parser.add_argument("--overlap", type=float, metavar="O", help="share of active neurons that stay for a next token")
-    parser.add_argument("--weights", default="bf16", help="fp32, fp16 or bf16 (default: bf16)")
+    parser.add_argument("--weights", default="bf16", metavar="FORMAT", help="fp32, fp16 or bf16 (default: bf16)")
     parser.add_argument("--layers", type=int, metavar="N", help="only so many layers (default: all of the shape)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="other numbers (default: 0)")
     parser.add_argument(

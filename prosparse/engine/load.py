@@ -71,7 +71,7 @@ def load(
     """Load a model and make it ready to run.
 
     Args:
-        model: a folder in Hugging Face format with safetensors, a GGUF file, or a hub id; None is the embedded model.
+        model: a folder in Hugging Face format with safetensors, a GGUF file, or a hub id; None is the packaged model.
         mode: "auto" is predicted where a predictor is given, exact where the activation makes zeros, else dense; or
             "dense", "exact" or "predicted".
         weights: "auto" is as stored, with fp32 held as bf16; "fp32", "fp16", "bf16", "int8" or "int4".

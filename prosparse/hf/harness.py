@@ -35,7 +35,7 @@ class ProsparseLM(TemplateLM):
     """A prosparse engine in the harness.
 
     Args:
-        pretrained: model folder or hub id; None is the embedded model.
+        pretrained: model folder or hub id; None is the packaged model.
         mode, weights, device, threads, context, fatrelu_threshold, predictor: as of `prosparse.load`.
         add_bos_token: begin every text with BOS; None does so where the tokenizer does, and with MiniCPM, whose models
             misbehave without.

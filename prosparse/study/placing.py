@@ -85,7 +85,7 @@ def of_model(
     """A model as `prosparse.load` finds it.
 
     Args:
-        model: folder, GGUF file or hub id; None is the embedded model.
+        model: folder, GGUF file or hub id; None is the packaged model.
         profile: file; None is the one in the cache, else one of the packaged text: the model is loaded for it.
         weights, lm_head: formats; "auto" is what `load` makes of them.
         context: see `of_shape`.

@@ -15,7 +15,7 @@ from prosparse.machine import Processors
 
 TOPICS = (
     "prosparse", "python", "torch", "transformers", "tokenizers", "safetensors", "numpy", "triton", "processor",
-    "threads", "kernels", "compiler", "gpu", "memory", "bandwidth", "embedded model",
+    "threads", "kernels", "compiler", "gpu", "memory", "bandwidth", "packaged model",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_report_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["kernels"]["data"]["in_use"] == in_use == cpu.isa()
     assert found["bandwidth"]["data"] > 1e8
     assert found["memory"]["data"] > 2**28
-    assert found["embedded model"]["warning"] is None
+    assert found["packaged model"]["warning"] is None
 
 
 def test_lines_are_aligned_and_quick(capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,4 +83,4 @@ def test_what_limits_is_a_warning_and_still_status_0(
     assert "close other programs" in found["memory"]["warning"]
     assert "not measured" in found["bandwidth"]["value"]
     assert "none found" in found["compiler"]["value"]
-    assert "nowhere: no such file or folder; reinstall" in found["embedded model"]["warning"]
+    assert "nowhere: no such file or folder; reinstall" in found["packaged model"]["warning"]

@@ -1,4 +1,4 @@
-"""The examples of the documentation run, on the embedded model."""
+"""The examples of the documentation run, on the packaged model."""
 
 from __future__ import annotations
 

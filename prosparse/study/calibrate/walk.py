@@ -2,7 +2,7 @@
 
 Layers compute in float32 with the weights as stored, so where the walk gets to does not depend on how earlier layers
 were rounded, and a conversion that goes on does not need what it wrote. Walking on through rounded layers instead, so
-that later ones make up for earlier ones, is no better on the embedded model.
+that later ones make up for earlier ones, is no better on the packaged model.
 """
 
 from __future__ import annotations

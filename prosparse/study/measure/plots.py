@@ -23,7 +23,7 @@ def draw(document: dict[str, Any]) -> dict[str, bytes]:
         from matplotlib.figure import Figure as Canvas
     except ImportError:
         raise UnsupportedError(
-            "measure: plots need matplotlib; install it (`pip install prosparse[plots]`), or go without (--no-plots)"
+            "measure: plots need matplotlib; install it (`pip install 'prosparse[plots]'`), or go without (--no-plots)"
         ) from None
     files = {}
     # a fixed salt and no date: the same report draws the same bytes

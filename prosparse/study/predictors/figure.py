@@ -32,7 +32,7 @@ def check_plot(path: str | Path) -> None:
         raise UserError(f"predictor: --plot takes a name ending in {', '.join(SUFFIXES)}, got {Path(path).name}")
     if importlib.util.find_spec("matplotlib") is None:
         raise UnsupportedError(
-            "predictor: a plot needs matplotlib; install it (`pip install prosparse[plots]`) or leave --plot out"
+            "predictor: a plot needs matplotlib; install it (`pip install 'prosparse[plots]'`) or leave --plot out"
         )
 
 
