@@ -83,8 +83,17 @@ def _versions() -> list[Finding]:
             missing = None if why else f"not installed; run `pip install {package}`"
             found.append(Finding(package, why or "not installed", missing))
         else:
+            if package == "torch":
+                version = _torch_version()
             found.append(Finding(package, version, data=version))
     return found
+
+
+def _torch_version() -> str:
+    """With its build (+cpu, +cu130), which the metadata of a package may leave out."""
+    import torch
+
+    return str(torch.__version__)
 
 
 def _processor() -> list[Finding]:
