@@ -17,11 +17,12 @@ PRIOR, WINDOW = 0.5, 16  # how often a draft is taken to be right before any was
 # Of a step by its tokens, in steps of one, before any was timed: on two cores of an AMD EPYC (Zen 4), where bf16 is
 # bound by memory up to four tokens and int4 from two on by arithmetic. `python -m prosparse.bench --only lookup` says.
 COSTS = {
-    "bf16": {1: 1.0, 2: 1.05, 3: 1.1, 4: 1.2, 8: 1.8, 16: 3.3},
-    "int8": {1: 1.0, 2: 1.05, 3: 1.15, 4: 1.3, 8: 2.3, 16: 4.6},
-    "int4": {1: 1.0, 2: 1.3, 3: 1.6, 4: 2.0, 8: 3.7, 16: 7.5},
+    "bf16": {1: 1.0, 2: 1.1, 3: 1.3, 4: 1.45, 8: 2.1, 16: 4.2},
+    "int8": {1: 1.0, 2: 1.25, 3: 1.45, 4: 1.8, 8: 3.5, 16: 6.9},
+    "int4": {1: 1.0, 2: 1.25, 3: 1.75, 4: 2.2, 8: 4.5, 16: 10.0},
 }
 LATEST, OUTLIER = 8, 2.0  # steps that a mean of seconds goes back, and times the mean that a step counts for at most
+MARGIN = 1.05  # by how much a step with drafts must be expected to be faster: the estimates are not better than that
 FORGOTTEN = 64  # steps without one of so many tokens, after which its time is forgotten: a bad moment is not for good
 
 
@@ -160,4 +161,5 @@ def best_length(drafts: Sequence[Draft], room: int, cost: Callable[[int], float]
     def speed(tried: int) -> float:
         return sum(draft.expected(tried) for draft in drafts) / cost(len(drafts) * (1 + tried))
 
-    return max(range(longest + 1), key=speed)
+    best = max(range(longest + 1), key=speed)
+    return best if speed(best) > MARGIN * speed(0) else 0
