@@ -20,6 +20,12 @@ def test_the_table_is_that_of_the_rows():
     assert f"({min(speeds):.0f} to {max(speeds):.0f} GB/s)" in README
 
 
+def test_what_prompt_lookup_is_worth_is_that_of_the_rows():
+    tool = runpy.run_path(str(ROOT / "tools" / "readme_table.py"))
+    line = tool["lookup_line"](tool["read"](tool["LOOKUP"]))
+    assert line in " ".join(README.split()), f"write {line!r} into README.md"
+
+
 def test_the_block_of_other_engines_is_there_where_rows_are(tmp_path):
     tool = runpy.run_path(str(ROOT / "tools" / "readme_table.py"))
     assert tool["filled"](README, tool["read"](tool["ENGINES"])) == README, "run python tools/readme_table.py"

@@ -17,6 +17,7 @@ from engine_rows import FILE, engines_table
 ROOT = Path(__file__).parent.parent
 ROWS = ROOT / "bench" / "results" / "cpu-2core-zen4.jsonl"
 ENGINES = ROWS.with_name(FILE)
+LOOKUP = ROWS.with_name("cpu-2core-zen4-lookup.jsonl")
 BEGIN, END = "<!-- other engines: python tools/readme_table.py -->\n", "<!-- end of other engines -->\n"
 INTRODUCTION = """
 Beside other engines, with the same sizes and tokens, in turns of eight tokens of one run (`--only engines`; llama.cpp
@@ -60,6 +61,16 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{dense['fraction_of_floor']:.0%}, {exact['fraction_of_floor']:.0%} |"
         )
     return "\n".join(lines)
+
+
+def lookup_line(rows: list[dict[str, Any]]) -> str:
+    """What prompt lookup is worth, by format."""
+    parts = []
+    for weights in ("bf16", "int8", "int4"):
+        speed = {row["part"]: row["tokens_per_s"] for row in rows if row["weights"] == weights}
+        some = [f"{speed[f'drafts {right}% right']:.1f}" for right in (0, 50, 75, 100)]
+        parts.append(f"{weights} {', '.join(some)} against {speed['no drafts']:.1f}")
+    return "; ".join(parts)
 
 
 def predicted_table(rows: list[dict[str, Any]]) -> str:
