@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from placed_plans import placed, some_profile
 from tiny_engine import make_model
 
 import prosparse
@@ -97,6 +98,20 @@ def test_families_and_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, f
     engine = prosparse.load(make_model(tmp_path / "m", family=family, **window), weights=weights, deterministic=True)
     expected = continued(engine, [1, 5, 6, 7] * 5)
     found = with_drafts(engine, monkeypatch, 0.7, expected.token_ids, prompt=[1, 5, 6, 7] * 5)
+    assert found.token_ids == expected.token_ids and found.stats["prompt_lookup"]["accepted"] > 0
+
+
+@needs_kernels
+def test_a_model_on_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers shared by neuron, on the slow device alone, and on the fast one."""
+    folder, prompt = make_model(tmp_path / "m", layers=3), [1, 5, 6, 7] * 5
+    whole = prosparse.load(folder, weights="fp32")
+    profile, n = some_profile(whole), whole.config.neurons
+    plan = placed(whole, profile, [(n, 32), (0, 0, False), (n, n)], context=96)
+    engine = prosparse.load(folder, plan=plan, profile=profile, device="cpu")
+    monkeypatch.setattr(Costs, "learn", lambda *given: None)
+    expected = continued(engine, prompt)
+    found = with_drafts(engine, monkeypatch, 0.7, expected.token_ids, prompt=prompt)
     assert found.token_ids == expected.token_ids and found.stats["prompt_lookup"]["accepted"] > 0
 
 
