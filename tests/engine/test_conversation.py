@@ -78,7 +78,7 @@ def test_a_prompt_that_goes_another_way(engine: Engine, at: int) -> None:
     kept, prompt = Conversation(), some_tokens(40)
     turn(engine, prompt, kept)
     said = [*prompt, *ids_of(engine, prompt)]
-    other = [*said[:at], (said[at] if at < 50 else 7) ^ 1, *some_tokens(9, seed=5)] if at < 50 else said
+    other = [*said[:at], *(token ^ 1 for token in said[at : at + 1]), *some_tokens(9, seed=5)]
     text, stats = turn(engine, other, kept)
     assert text == turn(engine, other, None)[0] and stats["cached_tokens"] == min(at, 49)
 
@@ -134,7 +134,7 @@ def test_another_model_and_embeddings_begin_anew(engine: Engine, folder: Path) -
     assert "".join(other.stream(inputs_embeds=embeds, conversation=kept, **OPTIONS)) == text
     assert other.stats["cached_tokens"] == 0 and turn(other, prompt, kept)[1]["cached_tokens"] == 0
     kept.close()
-    assert turn(other, prompt, kept) == turn(other, prompt, kept) or cpu.available()
+    assert turn(other, prompt, kept)[1]["cached_tokens"] == 0 and turn(other, prompt, kept)[1]["cached_tokens"] == 29
 
 
 def test_steps_that_run_ahead(folder: Path) -> None:
