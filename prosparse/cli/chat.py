@@ -105,9 +105,8 @@ class Chat:
             turns, self.dropped = turns[2:], True  # a question and its answer
             ids = self._engine.tokenizer.chat([*self._opening, *turns])
         pieces: list[str] = []
-        stream = self._engine.stream(
-            ids, conversation=self._conversation, **self._sampling
-        )  # refuses a prompt that fills the context by itself
+        # refuses a prompt that fills the context by itself
+        stream = self._engine.stream(ids, conversation=self._conversation, **self._sampling)
         try:
             for piece in stream:
                 pieces.append(piece)

@@ -124,9 +124,8 @@ def install(
     counters = {TALLY: new_tally(device, size=mixin.tally_size)}
     counters |= {name: torch.zeros(1, dtype=torch.int64, device=device) for name in (TOKENS, STEPS)}
     if down is not None and down.is_floating_point():  # packed rows lie as they must
-        _lay_out(
-            down, lambda data: data.t().contiguous().t()
-        )  # the last step that can fail, and nothing has changed yet
+        # the last step that can fail, and nothing has changed yet
+        _lay_out(down, lambda data: data.t().contiguous().t())
     for name, counter in counters.items():
         module.register_buffer(name, counter, persistent=False)
     has_dropout = any("dropout" in name for name in (*module.__dict__, *module._modules))
